@@ -1,0 +1,17 @@
+"""Reinforcement-learning primitives for JAX: pure, jittable, batched by `jax.vmap`.
+
+Each topic is a module, whose docstring teaches it and whose `__all__` is its API; all
+of it can be had from here too:
+
+*   `state_values`, `action_values`: temporal-difference errors, which move predictions
+    towards targets.
+*   `returns`, `off_policy`: the multistep targets, for one's own policy and another's.
+*   `policy_gradients`: losses whose gradient improves a policy.
+*   `categorical`, `distributions`: policies over a finite number of actions.
+*   `losses`: of one prediction against one target.
+*   `transforms`, `transform_pairs`, `two_hot`: values on a friendlier scale.
+*   `gradients`, `recurrences`, `arrays`: what the rest is made of.
+"""
+
+
+__version__ = "0.1.0"
