@@ -13,5 +13,7 @@ of it can be had from here too:
 *   `gradients`, `recurrences`, `arrays`: what the rest is made of.
 """
 
+from rlprims.arrays import *
+from rlprims.gradients import *
 
 __version__ = "0.1.0"
