@@ -1,0 +1,116 @@
+"""The one recurrence behind every multistep estimator.
+
+Each of them is a linear recurrence that runs backwards in time, with coefficients of
+its own:
+
+=====================  ========================  ===================  ==============
+estimator              input `u_t`               decay `a_t`          last
+=====================  ========================  ===================  ==============
+discounted return      `r`                       `γ`                  `v_T`
+λ-return               `r + γ (1 - λ) v`         `γ λ`                `v_T`
+GAE                    `r + γ v' - v`            `γ λ`                0
+importance-corrected   `r + γ v' - v`            `γ ρ' λ`             0
+general off-policy     `r + γ (v - c q)`         `γ c`                `r_T + γ_T v_T`
+=====================  ========================  ===================  ==============
+"""
+
+import functools
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from rlprims._checks import Arg, checked
+from rlprims.arrays import contain_nonfinite
+
+__all__ = ["backward_recurrence"]
+
+
+@checked
+def backward_recurrence(
+    input_t: Annotated[Arg, "f[T]"],
+    decay_t: Annotated[Arg, "f[T]"],
+    last: Annotated[Arg, "f[]"] = 0.0,
+) -> Annotated[Array, "f[T]"]:
+    r"""Solves a linear recurrence backwards in time.
+
+    .. math::
+        x_t = u_t + a_t \, x_{t+1}, \qquad x_T = \text{last}
+
+    The derivative is the same recurrence run forwards in time, so that
+    differentiating keeps nothing but the decays and, where they are differentiated
+    too, the solution.
+
+    Args:
+        input_t: inputs :math:`u_t`, `f[T]`.
+        decay_t: decays :math:`a_t`, `f[T]`; a zero cuts the future off exactly, NaN
+            and infinity included.
+        last: the value beyond the end of the sequence, `f[]`.
+
+    Returns:
+        The solution :math:`x_t`, `f[T]`, in the units of `input_t`.
+
+    Raises:
+        ValueError: if a shape breaks its contract.
+        TypeError: if an argument is not floating-point.
+
+    Example:
+        >>> inputs, decays = jnp.array([1.0, 2.0]), jnp.array([0.5, 0.5])
+        >>> backward_recurrence(inputs, decays, 4.0).tolist()
+        [3.0, 4.0]
+
+    References:
+        Sutton and Barto, `Reinforcement Learning: An Introduction
+        <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018,
+        eq. 12.18, of which this is the general form.
+    """
+    return _recurrence(input_t, decay_t, last, decay_t == 0)
+
+
+@jax.custom_jvp
+def _recurrence(u: Array, a: Array, last: Array, cut: Array | None) -> Array:
+    """Solves `x_t = u_t + a_t x_{t+1}`, ignoring `x_{t+1}` where `cut` is true.
+
+    `cut` may only be true where `a` is zero, so that it changes no finite value.
+    """
+    return _solve(u, a, last, cut)
+
+
+@functools.partial(_recurrence.defjvp, symbolic_zeros=True)
+def _recurrence_jvp(
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    """Differentiates the recurrence: the tangent obeys it too, with other inputs."""
+    u, a, last, cut = primals
+    du, da, dlast = map(_dense, tangents, primals[:3])
+    x = _recurrence(u, a, last, cut)
+    if isinstance(tangents[1], SymbolicZero):  # the solution need not be kept
+        return x, _recurrence(du, a, dlast, None)
+    following = jnp.concatenate([x[1:], last[None]])[: len(x)]
+    # Only what is not finite stays cut: a decay of zero has a derivative like any.
+    lost = (a == 0) & ~jnp.isfinite(following)
+    du += da * contain_nonfinite(following, a)
+    return x, _recurrence(du, a, dlast, lost)
+
+
+def _dense(tangent: Any, primal: Array) -> Array:
+    return jnp.zeros_like(primal) if isinstance(tangent, SymbolicZero) else tangent
+
+
+def _solve(u: Array, a: Array, last: Array, cut: Array | None) -> Array:
+    """Solves the recurrence along the first axis: the one place to choose how."""
+    if len(u) == 0:
+        return u
+
+    def step(x: Array, uac: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+        u, a, cut = uac
+        x = u + a * (x if cut is None else jnp.where(cut, 0, x))
+        return x, x
+
+    # Inside `shard_map` the carry must vary over the devices that the steps vary over.
+    # A choice that always falls on `last` makes it so, and is linear in both sides.
+    never = (a[-1] < 0) & (a[-1] > 0)
+    init = jnp.where(never, u[-1], last)
+    return jax.lax.scan(step, init, (u, a, cut), reverse=True)[1]
