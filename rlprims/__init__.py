@@ -15,6 +15,7 @@ of it can be had from here too:
 
 from rlprims.arrays import *
 from rlprims.gradients import *
+from rlprims.losses import *
 from rlprims.recurrences import *
 
 __version__ = "0.1.0"
