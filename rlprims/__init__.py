@@ -17,5 +17,8 @@ from rlprims.arrays import *
 from rlprims.gradients import *
 from rlprims.losses import *
 from rlprims.recurrences import *
+from rlprims.transform_pairs import *
+from rlprims.transforms import *
+from rlprims.two_hot import *
 
 __version__ = "0.1.0"
