@@ -14,6 +14,8 @@ of it can be had from here too:
 """
 
 from rlprims.arrays import *
+from rlprims.categorical import *
+from rlprims.distributions import *
 from rlprims.gradients import *
 from rlprims.losses import *
 from rlprims.recurrences import *
