@@ -18,7 +18,9 @@ from rlprims.categorical import *
 from rlprims.distributions import *
 from rlprims.gradients import *
 from rlprims.losses import *
+from rlprims.off_policy import *
 from rlprims.recurrences import *
+from rlprims.returns import *
 from rlprims.transform_pairs import *
 from rlprims.transforms import *
 from rlprims.two_hot import *

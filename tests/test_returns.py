@@ -1,0 +1,328 @@
+"""Multistep returns, against sums written out step by step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import rlprims
+
+
+def n_step_return(r, discount, v, t, n):
+    """`n` rewards from step `t`, then a bootstrap: the definition, not a recursion."""
+    total, weight = 0.0, 1.0
+    for k in range(t, t + n):
+        total += weight * r[k]
+        weight *= discount[k]
+    return total + weight * v[t + n - 1]
+
+
+def lambda_return(r, discount, v, lambda_, t, horizon):
+    """The average of the first `horizon` n-step returns, weighted by products of λ."""
+    total, weight = 0.0, 1.0
+    for n in range(1, horizon):
+        keep = lambda_[t + n - 1]
+        total += weight * (1 - keep) * n_step_return(r, discount, v, t, n)
+        weight *= keep
+    return total + weight * n_step_return(r, discount, v, t, horizon)
+
+
+def sum_of_errors(r, discount, values, decay, weight, t):
+    """Errors of one step from `t` on, each decayed by the steps before it."""
+    total = 0.0
+    for k in range(t, len(r)):
+        error = r[k] + discount[k] * values[k + 1] - values[k]
+        decays = [discount[i] * decay[i] for i in range(t, k)]
+        total += np.prod(decays) * np.prod(weight[t : k + 1]) * error
+    return total
+
+
+def bfloat16_ulp(x):
+    return 2.0 ** (np.floor(np.log2(np.abs(x))) - 7)
+
+
+@pytest.fixture
+def trajectory(rng):
+    """Rewards, discounts and values of seven steps, ending an episode at step 3."""
+    r, discount, v = rng.uniform(0.1, 1, size=(3, 7)).astype(np.float32)
+    discount[3] = 0
+    return r, discount, v
+
+
+@pytest.fixture
+def lambda_(rng):
+    return rng.uniform(size=7).astype(np.float32)
+
+
+RATIOS = np.resize([0.75, 1.25], 1024)
+
+ESTIMATORS = {
+    "lambda_returns": lambda r, d, v: rlprims.lambda_returns(r, d, v, 0.9),
+    "discounted_returns": rlprims.discounted_returns,
+    "n_step": lambda r, d, v: rlprims.n_step_bootstrapped_returns(r, d, v, 3, 0.9),
+    "gae": lambda r, d, v: rlprims.truncated_generalized_advantage_estimation(
+        r, d, 0.9, jnp.concatenate([jnp.ones(1, v.dtype), v])
+    ),
+    "importance_corrected": lambda r, d, v: rlprims.importance_corrected_td_errors(
+        r,
+        d,
+        RATIOS[: len(r)].astype(r.dtype),
+        0.9,
+        jnp.concatenate([jnp.ones(1, v.dtype), v]),
+    ),
+}
+
+
+@pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS.keys())
+class TestEveryEstimator:
+    @pytest.mark.parametrize("later", [100.0, np.nan, np.inf, -np.inf])
+    def test_does_not_see_past_a_termination(self, estimate, trajectory, later):
+        """In GAE the value of the state after is `values[4]`, a prediction there."""
+        r, discount, v = trajectory
+        after = np.arange(7) > 3
+        spoilt = (
+            np.where(after, later, r),
+            discount,
+            np.where([*after[1:], True], later, v),
+        )
+        np.testing.assert_array_equal(estimate(*spoilt)[:4], estimate(*trajectory)[:4])
+
+    @pytest.mark.parametrize("later", [np.nan, np.inf, -np.inf])
+    def test_has_a_finite_gradient_before_a_termination(
+        self, estimate, trajectory, later
+    ):
+        r, discount, v = trajectory
+        after = np.arange(7) > 3
+        spoilt = np.where(after, later, r), discount, np.where(after, later, v)
+        clean = np.where(after, 0, r), discount, np.where(after, 0, v)
+        grads = jax.grad(lambda *x: estimate(*x)[:4].sum(), argnums=(0, 1, 2))
+        for grad, expected in zip(grads(*spoilt), grads(*clean), strict=True):
+            assert np.isfinite(grad[:4]).all()
+            np.testing.assert_array_equal(grad[:3], expected[:3])
+
+    def test_shows_what_is_not_finite_where_nothing_cuts(self, estimate, trajectory):
+        r, discount, v = trajectory
+        spoilt = np.where(np.arange(7) == 2, np.nan, r)
+        assert np.isnan(estimate(spoilt, discount, v)[2])
+
+    def test_is_linear_in_rewards_and_values(self, estimate, trajectory):
+        r, discount, v = trajectory
+        zero = np.zeros_like(r)
+        nothing = estimate(zero, discount, zero)
+        both = estimate(r, discount, v) - nothing
+        apart = estimate(r, discount, zero) + estimate(zero, discount, v) - 2 * nothing
+        np.testing.assert_allclose(both, apart, atol=1e-6)
+
+    def test_of_packed_episodes_is_each_on_its_own(self, estimate, trajectory):
+        r, discount, v = trajectory
+        alone = estimate(r[:4], discount[:4], v[:4])
+        np.testing.assert_allclose(estimate(r, discount, v)[:4], alone, rtol=1e-6)
+
+    def test_of_no_steps_is_empty(self, estimate):
+        nothing = np.zeros(0, np.float32)
+        assert estimate(nothing, nothing, nothing).shape == (0,)
+
+    def test_equals_finite_differences(self, estimate, trajectory):
+        with jax.enable_x64(True):
+            args = [np.asarray(x, np.float64) for x in trajectory]
+            check_grads(estimate, args, order=2, modes=["fwd", "rev"])
+
+    def test_stays_within_two_ulp_in_bfloat16_over_a_long_trajectory(
+        self, estimate, rng
+    ):
+        r, v = rng.uniform(0.1, 1, size=(2, 1024))
+        discount = rng.uniform(0.9, 1, size=1024)
+        half = [jnp.asarray(x, jnp.bfloat16) for x in (r, discount, v)]
+        with jax.enable_x64(True):
+            expected = np.asarray(estimate(*(np.asarray(x, np.float64) for x in half)))
+        actual = estimate(*half)
+        assert actual.dtype == jnp.bfloat16
+        error = np.abs(np.asarray(actual, np.float64) - expected)
+        assert (error / bfloat16_ulp(expected)).max() <= 2
+
+
+class TestLambdaReturns:
+    def test_averages_n_step_returns(self, trajectory, lambda_):
+        expected = [lambda_return(*trajectory, lambda_, t, 7 - t) for t in range(7)]
+        actual = rlprims.lambda_returns(*trajectory, lambda_)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+    def test_scalar_and_constant_lambda_agree(self, trajectory):
+        np.testing.assert_allclose(
+            rlprims.lambda_returns(*trajectory, 0.9),
+            rlprims.lambda_returns(*trajectory, np.full(7, 0.9, np.float32)),
+            rtol=1e-6,
+        )
+
+    def test_bootstraps_at_once_when_lambda_is_zero(self, trajectory):
+        r, discount, v = trajectory
+        actual = rlprims.lambda_returns(*trajectory, 0.0)
+        np.testing.assert_allclose(actual, r + discount * v, rtol=1e-6)
+
+    def test_ignores_the_values_it_gives_no_weight(self, trajectory):
+        """With λ = 1 only the last value counts."""
+        r, discount, v = trajectory
+        spoilt = np.where(np.arange(7) < 6, np.nan, v)
+        expected = rlprims.discounted_returns(r, discount, v)
+        actual = rlprims.lambda_returns(r, discount, spoilt, 1.0)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+    def test_never_bootstraps_by_default(self, trajectory):
+        np.testing.assert_array_equal(
+            rlprims.lambda_returns(*trajectory),
+            rlprims.lambda_returns(*trajectory, 1.0),
+        )
+
+
+class TestDiscountedReturns:
+    def test_sums_rewards_to_the_end_and_bootstraps(self, trajectory):
+        expected = [n_step_return(*trajectory, t, 7 - t) for t in range(7)]
+        actual = rlprims.discounted_returns(*trajectory)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+    def test_takes_the_last_value_alone(self, trajectory):
+        r, discount, v = trajectory
+        alone = rlprims.discounted_returns(r, discount, v[-1])
+        spoilt = np.where(np.arange(7) < 6, np.nan, v)
+        np.testing.assert_array_equal(
+            rlprims.discounted_returns(r, discount, spoilt), alone
+        )
+
+    def test_refuses_one_value_for_many_steps(self, trajectory):
+        r, discount, _ = trajectory
+        with pytest.raises(
+            ValueError, match=r"v_t has shape \(1,\).*f\[\]\|f\[T\] with T = 7"
+        ):
+            rlprims.discounted_returns(r, discount, np.ones(1, np.float32))
+
+
+class TestNStepBootstrappedReturns:
+    @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8, 100])
+    def test_sums_n_rewards_and_bootstraps(self, trajectory, n):
+        expected = [n_step_return(*trajectory, t, min(n, 7 - t)) for t in range(7)]
+        actual = rlprims.n_step_bootstrapped_returns(*trajectory, n)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 9])
+    def test_averages_shorter_returns_when_lambda_is_below_one(
+        self, trajectory, lambda_, n
+    ):
+        expected = [
+            lambda_return(*trajectory, lambda_, t, min(n, 7 - t)) for t in range(7)
+        ]
+        actual = rlprims.n_step_bootstrapped_returns(*trajectory, n, lambda_)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("n", [1, 3, 6, 7, 9])
+    @pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+    def test_takes_a_traced_number_of_steps(self, trajectory, n, dtype):
+        traced = jax.jit(rlprims.n_step_bootstrapped_returns)(*trajectory, dtype(n))
+        fixed = rlprims.n_step_bootstrapped_returns(*trajectory, n)
+        np.testing.assert_allclose(traced, fixed, rtol=1e-6)
+
+    def test_refuses_less_than_one_step(self, trajectory):
+        with pytest.raises(ValueError, match=r"n must be in \[1, inf\), got 0"):
+            rlprims.n_step_bootstrapped_returns(*trajectory, 0)
+
+    def test_program_grows_with_the_logarithm_of_n(self):
+        trajectory = [jax.ShapeDtypeStruct((4096,), jnp.float32)] * 3
+
+        def length(n):
+            fn = functools.partial(rlprims.n_step_bootstrapped_returns, n=n)
+            return len(jax.jit(fn).lower(*trajectory).as_text())
+
+        assert length(2048) < 1.2 * length(1024) < 1.44 * length(512)
+
+    def test_keeps_the_dtype_of_its_inputs(self, trajectory):
+        half = [jnp.asarray(x, jnp.bfloat16) for x in trajectory]
+        assert rlprims.n_step_bootstrapped_returns(*half, 2).dtype == jnp.bfloat16
+        with jax.enable_x64(True):
+            returns = rlprims.n_step_bootstrapped_returns(*trajectory, 2)
+            assert returns.dtype == np.float32
+
+
+class TestTruncatedGeneralizedAdvantageEstimation:
+    def test_sums_decayed_errors(self, trajectory, lambda_, rng):
+        r, discount, _ = trajectory
+        values = rng.normal(size=8).astype(np.float32)
+        expected = [
+            sum_of_errors(r, discount, values, lambda_, np.ones(7), t) for t in range(7)
+        ]
+        actual = rlprims.truncated_generalized_advantage_estimation(
+            r, discount, lambda_, values
+        )
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+    def test_is_the_lambda_return_less_the_value(self, trajectory, lambda_):
+        r, discount, v = trajectory
+        values = np.concatenate([np.float32([0.5]), v])
+        advantages = rlprims.truncated_generalized_advantage_estimation(
+            r, discount, lambda_, values
+        )
+        returns = rlprims.lambda_returns(r, discount, v, lambda_)
+        np.testing.assert_allclose(
+            advantages, returns - values[:-1], rtol=1e-5, atol=1e-6
+        )
+
+    def test_refuses_values_without_the_last(self, trajectory):
+        r, discount, v = trajectory
+        with pytest.raises(
+            ValueError, match=r"values has shape \(7,\), expected f\[T\+1\]"
+        ):
+            rlprims.truncated_generalized_advantage_estimation(r, discount, 0.9, v)
+
+
+class TestImportanceCorrectedTdErrors:
+    def test_sums_errors_weighted_by_ratios(self, trajectory, lambda_, rng):
+        r, discount, _ = trajectory
+        values = rng.normal(size=8).astype(np.float32)
+        rho = rng.uniform(0, 2, size=7).astype(np.float32)
+        expected = [
+            sum_of_errors(r, discount, values, lambda_, rho, t) for t in range(7)
+        ]
+        actual = rlprims.importance_corrected_td_errors(
+            r, discount, rho, lambda_, values
+        )
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+    def test_equals_gae_on_policy(self, trajectory, lambda_, rng):
+        r, discount, _ = trajectory
+        values = rng.normal(size=8).astype(np.float32)
+        np.testing.assert_array_equal(
+            rlprims.importance_corrected_td_errors(
+                r, discount, np.ones_like(r), lambda_, values
+            ),
+            rlprims.truncated_generalized_advantage_estimation(
+                r, discount, lambda_, values
+            ),
+        )
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_an_impossible_action_hides_all_that_follows(self, trajectory, bad):
+        r, discount, v = trajectory
+        rho = np.where(np.arange(7) == 1, 0, 1).astype(np.float32)
+        spoilt = np.where(np.arange(7) >= 1, bad, r)
+        values = np.concatenate([v, v[:1]])
+        errors = rlprims.importance_corrected_td_errors(
+            spoilt, discount, rho, 1.0, values
+        )
+        assert errors[1] == 0
+        np.testing.assert_allclose(
+            errors[0], r[0] + discount[0] * v[1] - v[0], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("n", [5, 100, 400])
+def test_compiles_n_step_returns_quickly_for_any_n(n):
+    """No time is asserted: a program that unrolls `n` steps has at least `n` sums."""
+    shapes = [jax.ShapeDtypeStruct((1024, 32), jnp.float32)] * 3
+    fn = jax.vmap(
+        lambda r, d, v: rlprims.n_step_bootstrapped_returns(r, d, v, n),
+        in_axes=1,
+        out_axes=1,
+    )
+    program = jax.jit(fn).lower(*shapes).as_text()
+    assert program.count("stablehlo.add") < 40
