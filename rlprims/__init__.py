@@ -13,6 +13,7 @@ of it can be had from here too:
 *   `gradients`, `recurrences`, `arrays`: what the rest is made of.
 """
 
+from rlprims.action_values import *
 from rlprims.arrays import *
 from rlprims.categorical import *
 from rlprims.distributions import *
@@ -21,6 +22,7 @@ from rlprims.losses import *
 from rlprims.off_policy import *
 from rlprims.recurrences import *
 from rlprims.returns import *
+from rlprims.state_values import *
 from rlprims.transform_pairs import *
 from rlprims.transforms import *
 from rlprims.two_hot import *
