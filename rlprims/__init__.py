@@ -20,6 +20,7 @@ from rlprims.distributions import *
 from rlprims.gradients import *
 from rlprims.losses import *
 from rlprims.off_policy import *
+from rlprims.policy_gradients import *
 from rlprims.recurrences import *
 from rlprims.returns import *
 from rlprims.state_values import *
