@@ -1,0 +1,647 @@
+"""What every public function promises, in one table read off the package itself.
+
+A new function joins by existing. Its arguments are made from its contracts, in sizes
+that all differ, so that taking one axis for another shows.
+"""
+
+import functools
+import importlib
+import inspect
+import itertools
+import pkgutil
+import re
+import typing
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlprims
+from rlprims._checks import Contract
+
+MODULES = [
+    importlib.import_module(f"rlprims.{module.name}")
+    for module in pkgutil.iter_modules(rlprims.__path__)
+    if not module.name.startswith("_")
+]
+EXPORTS = [(name, getattr(m, name)) for m in MODULES for name in m.__all__]
+PUBLIC = dict(EXPORTS)
+# The methods of a distribution, such as `softmax.probs`, have contracts too.
+CHECKED = {
+    fn.__name__: fn
+    for module in MODULES
+    for fn in vars(module).values()
+    if hasattr(fn, "__contracts__") and fn.__module__ == module.__name__
+    if fn.__name__ in PUBLIC or "." in fn.__name__
+}
+
+# Public callables without contracts, and why.
+UNCHECKED = {
+    "DiscreteDistribution": "a type",
+    "TxPair": "a type",
+    "batched_index": "takes values of any dtype, and has checks of its own",
+    "clip_gradient": "takes any tree, and has checks of its own",
+    "clipped_entropy_softmax": "makes a distribution",
+    "compose_tx": "makes a pair of transforms",
+    "contain_nonfinite": "a building block, for arrays that were checked",
+    "epsilon_greedy": "makes a distribution",
+    "greedy": "makes a distribution",
+    "lhs_broadcast": "takes any dtype, and shapes that differ",
+    "muzero_pair": "makes a pair of transforms",
+    "replace_masked": "takes data of any dtype, and broadcasts",
+    "softmax": "makes a distribution",
+    "stop_gradient_if": "takes any tree",
+    "td_error": "a building block, for arrays that were checked",
+    "twohot_pair": "makes a pair of transforms",
+    "unbiased_transform_pair": "makes a pair of transforms",
+}
+# Functions with nothing to cite, and why.
+NO_SOURCE = {
+    **dict.fromkeys(("categorical_sample", "one_hot"), "a definition"),
+    **dict.fromkeys(("l2_loss", "likelihood", "log_loss"), "a definition"),
+    **dict.fromkeys(("hyperbolic_arcsin", "hyperbolic_sin"), "mathematics"),
+    **dict.fromkeys(("identity", "logit", "power", "sigmoid"), "mathematics"),
+}
+# Functions whose result is NaN where there are no time steps, and why.
+NEEDS_A_STEP = {
+    **dict.fromkeys(("clipped_surrogate_pg_loss", "entropy_loss"), "a mean over steps"),
+    **dict.fromkeys(("policy_gradient_loss", "qpg_loss"), "a mean over steps"),
+    **dict.fromkeys(("rm_loss", "rpg_loss"), "a mean over steps"),
+}
+# Functions with no gradient at all where nothing is stopped, and why.
+ZERO_UNLESS_STOPPED = {"qpg_loss": "a mean minus itself"}
+# The size that an array of bins has at least; that of everything else is one.
+FEWEST = {"K": 2}
+
+
+def as_many(letter):
+    """A Python number that says how long an axis of the result is."""
+    return lambda _: SIZES[letter]
+
+
+def probabilities(x):
+    """They sum to one."""
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def increasing(x):
+    """They divide the line."""
+    return np.sort(x)
+
+
+def negative(x):
+    """The start of a range that ends above zero."""
+    return -x
+
+
+# Arguments that cannot be just anything: what makes a random example a proper one.
+EXAMPLES = {
+    "expected_sarsa": {"probs_a_t": probabilities},
+    "general_off_policy_returns_from_action_values": {"pi_t": probabilities},
+    "one_hot": {"num_classes": as_many("A")},
+    "transform_from_2hot": {"min_value": negative, "num_bins": as_many("K")},
+    "transform_to_2hot": {"min_value": negative, "num_bins": as_many("K")},
+    "transform_to_2hot_nonlinear": {"bins": increasing},
+}
+
+DIM = re.compile(r"(\.\.\.|\d+|[A-Z]\w*)([+-]\d+)?")
+TEXTS = [c.text for fn in CHECKED.values() for c in fn.__contracts__.values()]
+LETTERS = sorted(set(re.findall(r"[A-Z]\w*", " ".join(TEXTS))))
+SIZES = {letter: size for size, letter in enumerate(LETTERS, start=4)}
+LEADS = [(2, 3), (2,), ()]  # for `...`
+STOPS = {"stop_target_gradients", "use_stop_gradient"}
+
+
+# Calls
+
+
+def axes_of(spec, sizes=SIZES, lead=LEADS[0]):
+    """Reads a contract as (letter, size) pairs, without the code under test."""
+    axes = []
+    for dim in spec.dims:
+        letter, offset = typing.cast(re.Match, DIM.fullmatch(dim)).groups("0")
+        if letter == "...":
+            axes += [(letter, size) for size in lead]
+        else:
+            size = int(letter) if letter.isdigit() else sizes[letter]
+            axes.append((letter, size + int(offset)))
+    return axes
+
+
+def shape_of(spec, **shaping):
+    return tuple(size for _, size in axes_of(spec, **shaping))
+
+
+def example(kind, shape, rng, dtype=np.float32, below=3):
+    """A random array; its integers pick what its booleans leave in."""
+    match kind:
+        case "f":
+            return np.asarray(rng.uniform(0.1, 0.9, shape)).astype(dtype)
+        case "i":
+            return np.asarray(rng.integers(below, size=shape), np.int32)
+        case "b":
+            x = np.asarray(rng.uniform(size=shape) < 0.5)
+            x[..., :3] = True
+            return x
+        case _:
+            return jax.random.split(jax.random.key(rng.integers(2**16)), shape)
+
+
+class Case:
+    """A way to call a function: with what it requires, or (`full`) with everything.
+
+    Of a union, a call takes the first alternative, or (`full`) the last. Flags keep
+    their defaults.
+    """
+
+    def __init__(self, fn, full):
+        self.fn, self.full, self.name = fn, full, fn.__name__
+        parameters = inspect.signature(fn).parameters
+        self.contracts = {k: fn.__contracts__.get(k) for k in parameters}
+        self.flags = [k for k, c in self.contracts.items() if c and bool in c.fixed]
+        self.inputs = {
+            k: self.contracts[k]
+            for k, p in parameters.items()
+            if self.contracts[k] and (full or p.default is p.empty)
+            if k not in self.flags
+        }
+        self.axes = {k: axes_of(c.specs[-full]) for k, c in self.inputs.items()}
+        self.shapes = {k: tuple(n for _, n in axes) for k, axes in self.axes.items()}
+        self.floats = [k for k, c in self.inputs.items() if c.kind == "f"]
+        self.scalars = [k for k in self.floats if self.shapes[k] == ()]
+        self.makers = EXAMPLES.get(self.name, {})
+        plain = self.makers.keys() - fn.__contracts__.keys()
+        self.static = {k: self.makers[k](None) for k in plain}
+        self.call = functools.partial(fn, **self.static)
+        hints = typing.get_type_hints(fn, include_extras=True)
+        self.results = list(contracts_in(hints["return"]))
+
+    def __repr__(self):
+        return self.name + "-full" * self.full
+
+    def arguments(self, rng, dtype=np.float32, choice=None, below=3, **shaping):
+        choice = choice or dict.fromkeys(self.inputs, -self.full)
+        arguments = {}
+        for name, contract in self.inputs.items():
+            shape = shape_of(contract.specs[choice[name]], **shaping)
+            x = example(contract.kind, shape, rng, dtype, below)
+            if contract.interval and contract.kind == "i":
+                x += int(contract.interval.low)
+            arguments[name] = self.makers.get(name, lambda x: x)(x)
+        return arguments
+
+
+def contracts_in(hint):
+    """The contract of each array in a result: one, a tuple of them, or named ones."""
+    if hasattr(hint, "__metadata__"):
+        yield Contract.of(hint)
+    elif hasattr(hint, "_fields"):
+        hints = typing.get_type_hints(hint, include_extras=True)
+        yield from itertools.chain(*map(contracts_in, hints.values()))
+    else:
+        yield from itertools.chain(*map(contracts_in, typing.get_args(hint)))
+
+
+PAIRS = [(Case(fn, False), Case(fn, True)) for fn in CHECKED.values()]
+CASES = [
+    case
+    for some, full in PAIRS
+    for case in ([some, full] if some.shapes != full.shapes else [full])
+]
+FLOORS = {}
+
+
+def over(floor, *conditions):
+    """Runs a test on the cases it applies to: on `floor` functions or more."""
+    cases = [case for case in CASES if all(holds(case) for holds in conditions)]
+
+    def mark(test):
+        FLOORS[test.__name__] = (len({case.name for case in cases}), floor)
+        return pytest.mark.parametrize("case", cases, ids=repr)(test)
+
+    return mark
+
+
+def is_full(case):
+    return case.full
+
+
+def is_public(case):
+    return case.name in PUBLIC
+
+
+def has_a_stop(case):
+    return bool(STOPS.intersection(case.flags))
+
+
+def gives_floats(case):
+    return bool(case.floats) and {c.kind for c in case.results} == {"f"}
+
+
+def abstract(case, arguments):
+    """The shapes and dtypes of a result, which need no compilation."""
+    return jax.tree.leaves(jax.eval_shape(lambda: case.call(**arguments)))
+
+
+def stack(*xs, axis=0):
+    where = jnp if isinstance(xs[0], jax.Array) else np
+    return where.stack(xs, axis=min(axis, np.ndim(xs[0])))
+
+
+def stack_results(*results):
+    return jax.tree.map(lambda *xs: np.stack(xs), *results)
+
+
+def assert_equal(x, y, rtol=1e-6, atol=1e-7):
+    chex.assert_trees_all_equal_dtypes(x, y)
+    chex.assert_trees_all_close(x, y, rtol=rtol, atol=atol)
+
+
+def to_differentiate(case, arguments, **flags):
+    """Returns floats, and a function of them that weighs each entry of the result."""
+
+    def total(floats):
+        result = case.call(**(arguments | floats), **flags)
+        weights = lambda x: jnp.cos(jnp.arange(1, x.size + 1, dtype=x.dtype))
+        return jnp.asarray(
+            sum(jnp.vdot(x, weights(x)) for x in jax.tree.leaves(result))
+        )
+
+    return {k: arguments[k] for k in case.floats}, total
+
+
+# Shapes and dtypes
+
+
+@over(55)
+def test_result_keeps_its_contract(case, rng):
+    """Whichever alternative each argument takes, and whatever `...` is."""
+    kinds = {"f": jnp.floating, "i": jnp.integer, "b": jnp.bool_}
+    alternatives = [range(len(c.specs)) for c in case.inputs.values()]
+    for picks, lead in itertools.product(itertools.product(*alternatives), LEADS):
+        choice = dict(zip(case.inputs, picks, strict=True))
+        arguments = case.arguments(rng, choice=choice, lead=lead)
+        results = abstract(case, arguments)
+        for x, contract in zip(results, case.results, strict=True):
+            assert x.shape in [shape_of(spec, lead=lead) for spec in contract.specs]
+            assert jnp.issubdtype(x.dtype, kinds[contract.kind])
+
+
+@over(50, gives_floats)
+@pytest.mark.parametrize("x64", [False, True], ids=["", "x64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_keeps_the_dtype_of_its_inputs(case, rng, dtype, x64):
+    """Python numbers adapt to the arrays: they never widen the result."""
+    expected = {jnp.dtype("float32" if dtype == "float64" and not x64 else dtype)}
+    with jax.enable_x64(x64):
+        arguments = case.arguments(rng, jnp.dtype(dtype))
+        assert {x.dtype for x in abstract(case, arguments)} == expected
+        for name in case.scalars:
+            if name != case.floats[0]:
+                arguments[name] = float(arguments[name])
+        assert {x.dtype for x in abstract(case, arguments)} == expected
+
+
+@over(45, gives_floats, lambda case: len(case.floats) > 1)
+def test_promotes_mixed_dtypes(case, rng):
+    half, single = (case.arguments(rng, dtype) for dtype in ("bfloat16", "float32"))
+    for name in case.floats:
+        arguments = single | {name: half[name]}
+        assert {x.dtype for x in abstract(case, arguments)} == {jnp.dtype("float32")}
+
+
+@over(50, gives_floats, is_full)
+def test_half_precision_rounds_only_the_result(case, rng):
+    half = case.arguments(rng, jnp.bfloat16)
+    single = half | {k: half[k].astype(np.float32) for k in case.floats}
+    expected = jax.tree.map(np.asarray, case.call(**single))
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), expected)
+    jax.tree.map(np.testing.assert_array_equal, case.call(**half), rounded)
+
+
+@over(55, is_full)
+def test_takes_numpy_and_jax_arrays_and_python_numbers_alike(case, rng):
+    with jax.enable_x64(False):  # else a result of Python numbers alone is wider
+        arguments = case.arguments(rng)
+        expected = case.call(**arguments)
+        assert_equal(case.call(**jax.tree.map(jnp.asarray, arguments)), expected)
+        for name, contract in case.inputs.items():
+            if contract.kind in "fi" and case.shapes[name] == ():
+                arguments[name] = arguments[name].item()
+        assert_equal(case.call(**arguments), expected)
+
+
+# Transformations
+
+
+@over(55)
+def test_jit_changes_nothing(case, rng):
+    """Every argument is traced here, so every hyper-parameter may be."""
+    arguments = case.arguments(rng)
+    assert_equal(jax.jit(case.call)(**arguments), case.call(**arguments))
+
+
+@over(55)
+def test_no_float_is_fixed_while_tracing(case):
+    hints = typing.get_type_hints(case.fn)
+    plain = [hints[k] for k, contract in case.contracts.items() if not contract]
+    assert float not in itertools.chain(plain, *map(typing.get_args, plain))
+
+
+@over(55, is_full)
+def test_vmap_is_a_loop(case, rng):
+    """Over the leading axis, and over the next where there is one."""
+    batch = [case.arguments(rng) for _ in range(3)]
+    expected = stack_results(*[case.call(**arguments) for arguments in batch])
+
+    def vmapped(axis, stacked):
+        axes = {k: min(axis, len(shape)) for k, shape in case.shapes.items()}
+        return jax.vmap(lambda xs: case.call(**xs), in_axes=(axes,))(stacked)
+
+    stacked = [
+        jax.tree.map(functools.partial(stack, axis=axis), *batch) for axis in (0, 1)
+    ]
+    for result in jax.jit(lambda xs: [*map(vmapped, (0, 1), xs)])(stacked):
+        assert_equal(result, expected, rtol=1e-5)
+
+
+@over(50, gives_floats)
+def test_gradients_are_those_of_finite_differences(case, rng):
+    """Along a random direction, backwards and forwards, where nothing is stopped."""
+    with jax.enable_x64(True):
+        arguments = case.arguments(rng, np.float64)
+        flags = dict.fromkeys(STOPS.intersection(case.flags), False)
+        floats, total = to_differentiate(case, arguments, **flags)
+        along = {k: rng.normal(size=x.shape) for k, x in floats.items()}
+
+        def moved(step, floats):
+            return total({k: x + step * along[k] for k, x in floats.items()})
+
+        @jax.jit
+        def slopes(floats):
+            gradient = jax.grad(total)(floats)
+            backward = sum(jnp.vdot(gradient[k], along[k]) for k in floats)
+            forward = jax.jvp(lambda h: moved(h, floats), (0.0,), (1.0,))[1]
+            after, before = jax.vmap(moved, (0, None))(jnp.array([1e-6, -1e-6]), floats)
+            return backward, forward, (after - before) / 2e-6
+
+        backward, forward, around = map(np.asarray, slopes(floats))
+    np.testing.assert_allclose(forward, backward, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(around, backward, rtol=1e-6, atol=1e-8)
+
+
+@over(20, has_a_stop, is_full)
+def test_the_flag_stops_gradients_and_nothing_else(case, rng):
+    [flag] = STOPS.intersection(case.flags)
+    arguments = case.arguments(rng)
+
+    def run(stop):
+        floats, total = to_differentiate(case, arguments, **{flag: stop})
+        return jax.value_and_grad(total)(floats)
+
+    run_all = jax.jit(lambda traced: (run(True), run(False), run(traced)))
+    (on, off, traced_on), (_, _, traced_off) = run_all(True), run_all(False)
+    assert_equal(traced_on, on)
+    assert_equal(traced_off, off)
+    assert_equal(on[0], off[0])
+    reached_on, reached_off = (
+        {name for name, gradient in gradients.items() if abs(gradient).max() > 1e-3}
+        for _, gradients in (on, off)
+    )
+    assert reached_on != reached_off
+    assert reached_off - reached_on or case.name in ZERO_UNLESS_STOPPED
+
+
+def small_sizes(case):
+    """Yields the letters to set to one: each by itself, then all."""
+    letters = {letter for axes in case.axes.values() for letter, _ in axes}
+    letters = sorted(letters & SIZES.keys() - FEWEST.keys())
+    yield from [[letter] for letter in letters] + [letters] * (len(letters) > 1)
+
+
+@over(35, lambda case: any(small_sizes(case)), is_full)
+def test_sizes_of_one_are_fine(case, rng):
+    sizes = [SIZES | dict.fromkeys(letters, 1) for letters in small_sizes(case)]
+    tries = [case.arguments(rng, sizes=small, below=1) for small in sizes]
+    results = jax.jit(lambda tries: [case.call(**t) for t in tries])(tries)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
+
+
+def may_have_no_steps(case):
+    sizes = [pair for axes in case.axes.values() for pair in axes]
+    return ("T", SIZES["T"]) in sizes and ("T", SIZES["T"] - 1) not in sizes
+
+
+@over(15, may_have_no_steps, is_full)
+def test_no_time_steps_are_fine(case, rng):
+    result = case.call(**case.arguments(rng, sizes=SIZES | {"T": 0}))
+    for x in jax.tree.leaves(result):
+        assert np.isnan(x) if case.name in NEEDS_A_STEP else np.isfinite(x).all()
+
+
+# Refusals
+
+WRONG_DTYPES = {
+    "f": ["int32", "bool", "complex64"],
+    "i": ["float32", "bool"],
+    "b": ["int32", "float32"],
+    "k": ["int32", "float32"],
+}
+REMEDIES = {
+    "f": "convert it with jnp.asarray({}, jnp.float32).",
+    "i": "convert it with jnp.asarray({}, jnp.int32).",
+    "b": "compare it, as in {} != 0.",
+    "k": "make one with jax.random.key(seed).",
+}
+
+
+@over(55)
+def test_a_wrong_dtype_is_refused_by_name_and_with_a_remedy(case, rng):
+    arguments = case.arguments(rng)
+    for name in [*case.inputs, *case.flags]:
+        kind, shape = case.contracts[name].kind, case.shapes.get(name, ())
+        for dtype in WRONG_DTYPES[kind]:
+            with pytest.raises(TypeError) as error:
+                case.call(**arguments | {name: np.ones(shape, dtype)})
+            start = f"{case.name}: {name} must be "
+            end = f", got {dtype}; {REMEDIES[kind].format(name)}"
+            assert str(error.value).startswith(start)
+            assert str(error.value).endswith(end)
+
+
+def wrong_shapes(case):
+    """Yields each argument with the shapes that must not be broadcast."""
+    for name, contract in case.inputs.items():
+        shape, axes = case.shapes[name], case.axes[name]
+        shared = {x for k in case.axes if k != name for x, _ in case.axes[k]}
+        free = "..." in contract.text and "..." not in shared
+        wrong = [] if free else [(1, *shape), (*shape, 1), shape[1:]]
+        for axis, (letter, size) in enumerate(axes):
+            if letter in shared or letter.isdigit():
+                for other in (1, size - 1, size + 1):
+                    wrong.append((*shape[:axis], other, *shape[axis + 1 :]))
+        right = [shape_of(spec) for spec in contract.specs]
+        yield from ((name, x) for x in dict.fromkeys(wrong) if x not in right)
+
+
+@over(50, lambda case: any(wrong_shapes(case)))
+def test_a_wrong_shape_is_refused_by_name_and_never_broadcast(case, rng):
+    arguments = case.arguments(rng)
+    for name, shape in wrong_shapes(case):
+        given = arguments | {name: example(case.inputs[name].kind, shape, rng)}
+        with pytest.raises(ValueError, match=" has shape ") as error:
+            case.call(**given)
+        blamed = str(error.value).removeprefix(f"{case.name}: ").split()[0]
+        assert str(error.value).startswith(
+            f"{case.name}: {blamed} has shape {given[blamed].shape}, expected "
+            f"{case.contracts[blamed].text}"
+        )
+
+
+def outside(interval):
+    """Yields the numbers next to an interval that it leaves out."""
+    if np.isfinite(interval.low):
+        yield interval.low - (interval.text[0] == "[")
+    if np.isfinite(interval.high):
+        yield interval.high + (interval.text[-1] == "]")
+
+
+def bounds(case):
+    return {k: c.interval for k, c in case.inputs.items() if c.interval}
+
+
+@over(15, bounds, is_full)
+def test_a_number_out_of_bounds_is_refused_and_an_array_of_it_becomes_nan(case, rng):
+    arguments = case.arguments(rng)
+    for name, interval in bounds(case).items():
+        kind = case.inputs[name].kind
+        for number in map({"f": float, "i": int}[kind], outside(interval)):
+            text = f"{case.name}: {name} must be in {interval.text}, got {number}."
+            with pytest.raises(ValueError, match=re.escape(text)):
+                case.call(**arguments | {name: number})
+            if kind == "f":
+                array = np.full(case.shapes[name], number, np.float32)
+                result = case.call(**arguments | {name: array})
+                nothing = {"f": np.isnan, "i": lambda x: x == -1}  # no such action
+                for x, contract in zip(
+                    jax.tree.leaves(result), case.results, strict=True
+                ):
+                    assert nothing[contract.kind](x).any()
+
+
+def takes_a_limited_rank(case):
+    return any(contract.rank is not None for contract in case.inputs.values())
+
+
+@over(30, takes_a_limited_rank, is_public)
+def test_a_batch_is_refused_with_the_call_to_make(case, rng):
+    """Whether numbers are batched too, or shared."""
+    ranks = {k: c.rank for k, c in case.inputs.items()}
+    short = {k for k in ranks if ranks[k] not in (None, len(case.shapes[k]))}
+    numbers = {*case.scalars} - {next(iter(ranks))}
+    for same in [short] if None in ranks.values() else [short, short | numbers]:
+        one, two = case.arguments(rng), case.arguments(rng)
+        two |= {k: one[k] for k in same}
+        batch = one | {k: stack(one[k], two[k]) for k in one if k not in same}
+        with pytest.raises(ValueError, match="For a batch of 2, use ") as error:
+            case.call(**batch)
+        call = re.findall(r"use (jax\.vmap\(.*\))\.(?:$| If)", str(error.value))[0]
+        scope = {"jax": jax, "functools": functools, case.name: case.fn}
+        result = eval(call, scope, case.static | batch)
+        expected = stack_results(case.call(**one), case.call(**two))
+        assert_equal(result, expected, rtol=1e-5)
+
+
+# Documentation
+
+FUNCTIONS = {name: x for name, x in PUBLIC.items() if inspect.isfunction(x)}
+SECTIONS = ["Args", "Returns", "Raises", "Example", "References"]
+SOURCE = re.compile(r"<https?://\S+>`_")
+
+of_each = functools.partial(pytest.mark.parametrize, "name")
+
+
+def split_at(pattern, text):
+    """Splits text at the lines that start a part, into a dict by name."""
+    parts = re.split(pattern, text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def sections(name):
+    return split_at(r"^(\w+):$", inspect.getdoc(FUNCTIONS[name]) or "")
+
+
+def entries(name):
+    return split_at(r"^    \*{0,2}(\w+): ", sections(name).get("Args", ""))
+
+
+@of_each(FUNCTIONS)
+def test_docstring_starts_with_one_sentence_in_the_third_person(name):
+    first, *others = (inspect.getdoc(FUNCTIONS[name]) or "").split("\n")
+    assert re.fullmatch(r"[A-Z][a-z]*s .*\.", first)
+    assert others[0] == ""
+
+
+@of_each(FUNCTIONS)
+def test_docstring_has_its_sections_in_order(name):
+    found = list(sections(name))
+    assert found == [section for section in SECTIONS if section in found]
+    optional = {"References"} if name in CHECKED else {"Args", "Raises", "References"}
+    assert optional | {*found} == {*SECTIONS}
+
+
+@of_each(FUNCTIONS)
+def test_docstring_has_an_entry_for_each_parameter(name):
+    assert list(entries(name)) == list(inspect.signature(FUNCTIONS[name]).parameters)
+
+
+@over(50, is_public)
+def test_docstring_repeats_each_contract(case):
+    for name, contract in case.contracts.items():
+        assert not contract or f"`{contract.text}`" in entries(case.name)[name]
+    for contract in case.results:
+        assert f"`{contract.text}`" in sections(case.name)["Returns"]
+
+
+@of_each(FUNCTIONS)
+def test_docstring_has_an_example_that_runs(name):
+    assert ">>> " in sections(name)["Example"]
+
+
+@of_each(sorted(FUNCTIONS.keys() & CHECKED.keys()))
+def test_docstring_cites_a_source(name):
+    """Or else has no such section and a reason above: never both."""
+    cited = SOURCE.search(sections(name).get("References", ""))
+    assert bool(cited) != (name in NO_SOURCE)
+
+
+# The table
+
+
+def test_no_two_modules_export_one_name():
+    assert len(EXPORTS) == len(PUBLIC)
+
+
+@of_each(PUBLIC)
+def test_the_package_exports_what_its_modules_do(name):
+    assert getattr(rlprims, name) is PUBLIC[name]
+
+
+def test_every_public_callable_has_contracts_or_a_reason():
+    callables = {name for name, x in PUBLIC.items() if callable(x)}
+    assert callables - CHECKED.keys() == UNCHECKED.keys()
+
+
+def test_no_exception_has_outlived_its_reason():
+    names = NO_SOURCE.keys() | NEEDS_A_STEP.keys() | ZERO_UNLESS_STOPPED.keys()
+    assert names <= PUBLIC.keys() & CHECKED.keys()
+    for name, makers in EXAMPLES.items():
+        assert makers.keys() <= inspect.signature(CHECKED[name]).parameters.keys()
+
+
+@pytest.mark.parametrize("test", FLOORS)
+def test_each_check_covers_many_functions(test):
+    functions, floor = FLOORS[test]
+    assert functions >= floor > 0

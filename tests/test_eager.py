@@ -1,0 +1,111 @@
+"""A call outside `jax.jit` compiles once, and leaves nothing behind."""
+
+import os
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlprims
+
+CONTRACTS = runpy.run_path(str(Path(__file__).with_name("test_contracts.py")))
+CASES = [case for case in CONTRACTS["CASES"] if case.full]
+COMPILED = []  # the name of each program compiled
+
+
+def listen(event: str, duration_secs: float, **details: str | int):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(details.get("fun_name"))
+
+
+jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+def compiled_again(call, *examples):
+    """Lists what is compiled for later examples, once the first has been."""
+    first, *others = examples
+    jax.block_until_ready(call(first))
+    COMPILED.clear()
+    for example in others:
+        jax.block_until_ready(call(example))
+    return COMPILED
+
+
+@pytest.fixture
+def arguments(rng):
+    """Three calls that differ in values alone."""
+    return lambda case: [case.arguments(rng) for _ in range(3)]
+
+
+def of_each(cases):
+    return pytest.mark.parametrize("case", cases, ids=repr)
+
+
+def test_compilation_is_seen():
+    assert compiled_again(jnp.cumsum, np.ones(31), np.ones(37))
+
+
+@of_each(CASES)
+def test_a_call_compiles_once(case, arguments):
+    assert not compiled_again(lambda xs: case.call(**xs), *arguments(case))
+
+
+@of_each(CASES)
+def test_so_does_a_call_under_vmap(case, arguments):
+    stacked = [
+        {k: CONTRACTS["stack"](x, x) for k, x in xs.items()} for xs in arguments(case)
+    ]
+    vmapped = jax.vmap(lambda xs: case.call(**xs))
+    assert not compiled_again(vmapped, *stacked)
+
+
+@of_each([case for case in CASES if CONTRACTS["gives_floats"](case)])
+def test_so_does_a_gradient(case, arguments):
+    def gradients(xs):
+        floats = {k: xs[k] for k in case.floats}
+        result = lambda floats: jax.tree.leaves(case.call(**(xs | floats)))[0].sum()
+        return jax.value_and_grad(result)(floats)
+
+    assert not compiled_again(gradients, *arguments(case))
+
+
+def memory():
+    """The bytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+T = 16
+R_T, V_T = np.ones(T, np.float32), np.ones(T + 1, np.float32)
+CALLS = {
+    "lambda_returns": lambda x: rlprims.lambda_returns(R_T * x, R_T, V_T[1:], 0.9),
+    "gae": lambda x: rlprims.truncated_generalized_advantage_estimation(
+        R_T * x, R_T, 0.9, V_T
+    ),
+    "q_learning": lambda x: rlprims.q_learning(R_T, 1, x, 0.9, R_T),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@pytest.mark.parametrize("transform", ["call", "gradient"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_thousand_calls_do_not_grow_the_process(name, transform):
+    """A program that is compiled anew takes a megabyte or more: 1 GB in all here.
+
+    Ten kilobytes for each call are allowed, against noise in what is measured.
+    """
+    fn = CALLS[name]
+    call = fn if transform == "call" else jax.grad(lambda x: jnp.sum(fn(x)))
+
+    def run(times):
+        for step in range(times):
+            jax.block_until_ready(call(np.float32(step)))
+
+    run(100)
+    before = memory()
+    for _ in range(10):
+        run(100)
+        assert memory() - before < 10e6
