@@ -27,7 +27,8 @@ values. A Python number outside is refused. The value of an array is unknown whi
 tracing, so there a floating-point number outside becomes NaN.
 
 A parameter without a contract is a Python value, fixed while tracing. So is a Python
-`bool` or `int` where the annotation names that type beside the contract.
+`bool` or `int` where the annotation names that type beside the contract. One that is
+annotated `Literal[…]` must be one of the values listed.
 """
 
 import functools
@@ -200,6 +201,11 @@ class _Checked:
         self.inputs = {k: self.contracts[k] for k in parameters if k in self.contracts}
         self.intervals = {k: c.interval for k, c in self.inputs.items() if c.interval}
         self.ints = [k for k in parameters if hints.get(k) is int]
+        self.choices = {
+            k: typing.get_args(hints[k])
+            for k in parameters
+            if typing.get_origin(hints.get(k)) is typing.Literal
+        }
         self.defaults = {
             name: parameter.default
             for name, parameter in parameters.items()
@@ -226,6 +232,7 @@ class _Checked:
                 given = self.bind(args, kwargs)
             self.refuse_out_of_bounds(given)
             self.refuse_what_is_no_int(given)
+            self.refuse_what_is_no_choice(given)
             static, dynamic = [], {}
             for name, value in given.items():
                 if name not in fixed or type(value) in fixed[name]:
@@ -306,6 +313,15 @@ class _Checked:
                 raise TypeError(
                     f"{self.name}: {name} must be a Python int, fixed while tracing, "
                     f"got {type(given[name]).__name__}."
+                )
+
+    def refuse_what_is_no_choice(self, given: Mapping[str, Any]) -> None:
+        for name, choices in self.choices.items():
+            value = given.get(name, choices[0])
+            if type(value) is not type(choices[0]) or value not in choices:
+                raise ValueError(
+                    f"{self.name}: {name} must be one of "
+                    f"{', '.join(map(repr, choices))}, got {value!r}."
                 )
 
     def check_dtypes(

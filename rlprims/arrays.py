@@ -211,6 +211,17 @@ def replace_masked(data: Arg, replacement: Arg | None, mask: Arg) -> Array:
         return jnp.where(lhs_broadcast(mask, data), new, data)
 
 
+def keep_where(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:
+    """Puts zeros where `mask`, over leading axes, is false; `None` keeps everything.
+
+    What is left out is cut off before anything is computed with it, so that not even
+    NaN reaches a result or a gradient. Zero is also a valid action, key or discount.
+    """
+    if mask is None:
+        return arrays
+    return tuple(jnp.where(lhs_broadcast(mask, x), x, 0) for x in arrays)
+
+
 def _check_leading(fn: str, **arrays: Array) -> None:
     """Checks that the first array has the leading axes of the second, or size 1."""
     (source, target), (short, full) = arrays, map(jnp.shape, arrays.values())

@@ -14,13 +14,13 @@ loss                minimised by               large errors
 ==================  =========================  =====================================
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import contain_nonfinite
+from rlprims.arrays import contain_nonfinite, keep_where
 
 __all__ = [
     "expectile_loss",
@@ -29,6 +29,8 @@ __all__ = [
     "likelihood",
     "log_loss",
 ]
+
+Reduction = Literal["mean", "sum", "none"]
 
 
 @checked
@@ -223,3 +225,20 @@ def _relevant(predictions: Array, targets: Array) -> tuple[Array, Array]:
     of_one = jnp.where((targets == 0) & ~(predictions > 0), 1, predictions)
     of_zero = jnp.where((targets == 1) & ~(predictions < 1), 0, predictions)
     return of_one, of_zero
+
+
+# What losses over the steps of a trajectory share
+
+
+def reduced(losses: Array, mask: Array | None, reduction: Reduction) -> Array:
+    """Reduces losses over the steps that `mask` leaves in: to 0 if none is left."""
+    (losses,) = keep_where(mask, losses)
+    match reduction:
+        case "none":
+            return losses
+        case "sum":
+            return jnp.sum(losses)
+        case "mean":
+            if mask is None:
+                return jnp.mean(losses)
+            return jnp.sum(losses) / jnp.maximum(jnp.sum(mask, dtype=losses.dtype), 1)

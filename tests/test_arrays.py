@@ -14,6 +14,7 @@ from rlprims import (
     one_hot,
     replace_masked,
 )
+from rlprims.arrays import keep_where
 
 LEADS = [(), (3,), (2, 3), (0,)]
 
@@ -276,3 +277,23 @@ class TestReplaceMasked:
         for transform in (jax.jit, jax.vmap):
             result = transform(lambda d, m: replace_masked(d, None, m))(data, mask)
             np.testing.assert_array_equal(result, expected)
+
+
+class TestKeepWhere:
+    def test_zeros_what_is_left_out_over_leading_axes(self):
+        x, n = jnp.array([[1.0, 2.0], [3.0, jnp.nan]]), jnp.array([5, 7])
+        x, n = keep_where(jnp.array([True, False]), x, n)
+        assert x.tolist() == [[1, 2], [0, 0]]
+        assert n.tolist() == [5, 0]
+        assert n.dtype == jnp.int32
+
+    def test_keeps_everything_without_a_mask(self):
+        x = jnp.array([jnp.nan])
+        assert keep_where(None, x)[0] is x
+
+    def test_what_is_left_out_has_no_part_in_a_gradient(self):
+        mask = jnp.array([True, False])
+        fn = lambda x, y: jnp.prod(jnp.stack(keep_where(mask, x, y)), axis=0).sum()
+        x, y = jnp.array([2.0, jnp.inf]), jnp.array([3.0, jnp.nan])
+        grads = jax.grad(fn, argnums=(0, 1))(x, y)
+        assert [g.tolist() for g in grads] == [[3, 0], [2, 0]]

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import re
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -341,6 +341,17 @@ def test_what_must_be_a_python_int_is_refused_by_name(times):
     assert message(TypeError, repeat, 1.0, times).startswith(
         "repeat: times must be a Python int, fixed while tracing, got "
     )
+
+
+def test_a_choice_must_be_one_of_those_listed():
+    @checked
+    def total(x: Annotated[Arg, "f[T]"], how: Literal["sum", "mean"] = "sum") -> Any:
+        return x.sum() if how == "sum" else x.mean()
+
+    assert (total(f32(2)), total(f32(2), "mean"), total(f32(2), how="sum")) == (2, 1, 2)
+    for wrong in ("max", None, 0, f32(2)):
+        text = message(ValueError, total, f32(2), wrong)
+        assert text == f"total: how must be one of 'sum', 'mean', got {wrong!r}."
 
 
 def test_a_traced_value_is_refused_where_a_python_int_must_be():

@@ -13,6 +13,7 @@ from rlprims.losses import (
     l2_loss,
     likelihood,
     log_loss,
+    reduced,
 )
 
 BINARY = [log_loss, likelihood]
@@ -301,3 +302,31 @@ class TestAllOfThem:
             ]
             np.testing.assert_allclose(losses, 0.5e-20, rtol=1e-5)
             np.testing.assert_allclose(log_loss(jnp.array(1e-15), 0.0), 1e-15)
+
+
+class TestReduced:
+    """Over the steps of a trajectory, of which a mask may leave some out."""
+
+    losses = jnp.array([1.0, jnp.nan, 5.0])
+    mask = jnp.array([True, False, True])
+
+    @pytest.mark.parametrize(
+        ("reduction", "expected"), [("mean", 3), ("sum", 6), ("none", [1, 0, 5])]
+    )
+    def test_what_is_left_out_does_not_count(self, reduction, expected):
+        assert reduced(self.losses, self.mask, reduction).tolist() == expected
+
+    @pytest.mark.parametrize(
+        ("reduction", "expected"), [("mean", 2), ("sum", 4), ("none", [1, 3])]
+    )
+    def test_without_a_mask_every_step_counts(self, reduction, expected):
+        assert reduced(jnp.array([1.0, 3.0]), None, reduction).tolist() == expected
+
+    def test_where_no_step_is_left_the_mean_is_zero(self):
+        nothing = jnp.zeros(3, bool)
+        value, slope = jax.value_and_grad(reduced)(self.losses, nothing, "mean")
+        assert (value.tolist(), slope.tolist()) == (0, [0, 0, 0])
+
+    def test_the_gradient_is_one_part_of_the_steps_left(self):
+        slope = jax.grad(reduced)(self.losses, self.mask, "mean")
+        assert slope.tolist() == [0.5, 0, 0.5]
