@@ -20,7 +20,6 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from rlprims._checks import Arg, checked
@@ -251,18 +250,24 @@ def _refuse_other_sizes(name: str, probs: Array, num_bins: int) -> None:
 
 
 def _uniform_bins(low: Array, high: Array, num_bins: int) -> Array:
-    """Returns evenly spaced bins, each rounded to within a unit or two.
+    """Returns evenly spaced bins: means of the ends, weighted by the steps between.
 
-    With `n` steps in all and the nearer end `i` of them away, a bin is the mean of the
-    ends with weights `i` and `n - i`. Grouped as here, the mirror image of a bin is its
-    exact negative on a symmetric range, and no digits cancel on a one-sided one.
+    Each end is split into two halves of its digits, so that its products with the
+    number of steps are exact (below 4096 bins). However a compiler joins products and
+    sums, a bin is then the same number in every program, its mirror image is its exact
+    negative on a symmetric range, and no digits cancel.
     """
-    last = num_bins - 1
-    steps = np.arange(num_bins)
-    from_end = jnp.asarray(np.minimum(steps, last - steps), low.dtype)
-    end = jnp.where(2 * steps < last, low, high)
-    inner = ((low + high) * from_end + end * (last - 2 * from_end)) / last
-    return jnp.where(from_end == 0, end, inner)
+    right = jnp.arange(num_bins, dtype=low.dtype)
+    left = right[::-1]
+    digits = jnp.finfo(low.dtype)
+    ends = jnp.stack([low, high])
+    coarse = jax.lax.stop_gradient(
+        jax.lax.reduce_precision(ends, digits.nexp, digits.nmant // 2)
+    )
+    fine = ends - coarse
+    inner = coarse[0] * left + coarse[1] * right + (fine[0] * left + fine[1] * right)
+    bins = jnp.where(right == 0, low, inner / (num_bins - 1))
+    return jnp.where(left == 0, high, bins)
 
 
 @functools.partial(jnp.vectorize, excluded={1}, signature="()->(k)")

@@ -176,6 +176,7 @@ class TestMuZeroPair:
         assert pair.apply_inv(jnp.array([0.0, 0.5, 0.5])) == 9
 
     def test_is_the_composition_of_both(self, rng):
+        """Compiled together or apart: a sum may be rounded differently."""
         x = np.float32(rng.normal(size=20) * 5)
         tx = SIGNED_LOGP1_PAIR
         pair, composed = (
@@ -184,8 +185,8 @@ class TestMuZeroPair:
         )
         weights = pair.apply(x)
         np.testing.assert_array_equal(weights, composed.apply(x))
-        np.testing.assert_array_equal(
-            pair.apply_inv(weights), composed.apply_inv(weights)
+        np.testing.assert_allclose(
+            pair.apply_inv(weights), composed.apply_inv(weights), rtol=5e-7
         )
 
     def test_keeps_the_digits_of_a_large_value_in_half_precision(self):

@@ -103,15 +103,9 @@ class TestOnARange:
             assert used[-1] - used[0] == len(used) - 1
 
     def test_a_bin_has_all_the_weight_of_its_number(self, low, high, num_bins):
-        """But for a rounding: two programs may place a bin a unit apart."""
         bins = transform_from_2hot(jnp.eye(num_bins), low, high, num_bins)
-        unit = np.spacing(np.float32(max(abs(low), abs(high))))
-        np.testing.assert_allclose(
-            transform_to_2hot(bins, low, high, num_bins),
-            np.eye(num_bins),
-            rtol=0,
-            atol=2 * unit * (num_bins - 1) / (high - low),
-        )
+        weights = transform_to_2hot(bins, low, high, num_bins)
+        np.testing.assert_array_equal(weights, np.eye(num_bins))
 
     def test_there_and_back_is_where_one_was(self, low, high, num_bins, rng):
         """Within two units in the last place, of the neighbours if zero is between."""
@@ -143,13 +137,11 @@ class TestOnARange:
         np.testing.assert_allclose(result, expected, rtol=rtol)
 
     def test_derivative_at_bins_and_beyond_is_of_one_side(self, low, high, num_bins):
-        """Just above a bin, just below the last one, and 0 outside."""
+        """From above on a bin, from below on the last one, and 0 outside."""
         fn = lambda x: transform_to_2hot(x, low, high, num_bins)[-1]
         bins = transform_from_2hot(jnp.eye(num_bins), low, high, num_bins)
-        width = bins[-1] - bins[-2]
-        inside = bins[-2] + width / 8, bins[-1] - width / 8
-        x = jnp.stack([2 * bins[0] - bins[-1], *inside, 2 * bins[-1]])
-        x = x.at[-1].set(bins[-1] + (bins[-1] - bins[0]))
+        width, whole = bins[-1] - bins[-2], bins[-1] - bins[0]
+        x = jnp.stack([bins[0] - whole, bins[-2], bins[-1], bins[-1] + whole])
         result = jax.vmap(jax.grad(fn))(x)
         np.testing.assert_allclose(result, [0, 1 / width, 1 / width, 0], rtol=1e-6)
 
