@@ -3,17 +3,21 @@
 Each topic is a module, whose docstring teaches it and whose `__all__` is its API; all
 of it can be had from here too:
 
-*   `state_values`, `action_values`: temporal-difference errors, which move predictions
-    towards targets.
-*   `returns`, `off_policy`: the multistep targets, for one's own policy and another's.
-*   `policy_gradients`: losses whose gradient improves a policy.
+*   `state_values`, `action_values`, `action_value_traces`: temporal-difference errors,
+    which move predictions towards targets.
+*   `returns`, `advantages`, `off_policy`: multistep estimates, for one's own policy and
+    another's.
+*   `policy_gradients`, `regret_policy_gradients`: losses whose gradient improves a
+    policy.
 *   `categorical`, `distributions`: policies over a finite number of actions.
 *   `losses`: of one prediction against one target.
 *   `transforms`, `transform_pairs`, `two_hot`: values on a friendlier scale.
 *   `gradients`, `recurrences`, `arrays`: what the rest is made of.
 """
 
+from rlprims.action_value_traces import *
 from rlprims.action_values import *
+from rlprims.advantages import *
 from rlprims.arrays import *
 from rlprims.categorical import *
 from rlprims.distributions import *
@@ -22,6 +26,7 @@ from rlprims.losses import *
 from rlprims.off_policy import *
 from rlprims.policy_gradients import *
 from rlprims.recurrences import *
+from rlprims.regret_policy_gradients import *
 from rlprims.returns import *
 from rlprims.state_values import *
 from rlprims.transform_pairs import *

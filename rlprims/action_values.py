@@ -1,4 +1,4 @@
-"""Temporal-difference errors for action values.
+"""Temporal-difference errors for action values, of one transition.
 
 Each is a target minus a prediction, the value of the action taken. The target is held
 constant when differentiating unless asked otherwise. What the rules differ in is the
@@ -8,6 +8,8 @@ values selects (double Q-learning).
 
 The value of an action outside `[0, A)` is NaN, rather than that of another. After a
 termination, where the discount is zero, the next action and its value may be anything.
+Where a rule takes a maximum, an action that is not legal has a `mask` of false, or a
+value of minus infinity.
 """
 
 from typing import Annotated
@@ -16,19 +18,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import batched_index, contain_nonfinite
+from rlprims.arrays import batched_index, best_value, contain_nonfinite, weighted
 from rlprims.gradients import td_error
-from rlprims.returns import lambda_returns
 
 __all__ = [
     "double_q_learning",
     "expected_sarsa",
     "persistent_q_learning",
-    "q_lambda",
     "q_learning",
     "qv_learning",
     "sarsa",
-    "sarsa_lambda",
 ]
 
 
@@ -125,7 +124,8 @@ def expected_sarsa(
         Sutton and Barto, `Reinforcement Learning: An Introduction
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 6.9.
     """
-    v_t = jnp.sum(probs_a_t * contain_nonfinite(q_t, discount_t * probs_a_t))
+    q_t = contain_nonfinite(q_t, discount_t * probs_a_t)
+    v_t = jnp.sum(probs_a_t * q_t)
     return td_error(
         batched_index(q_tm1, a_tm1), r_t + discount_t * v_t, stop_target_gradients
     )
@@ -139,6 +139,8 @@ def q_learning(
     discount_t: Annotated[Arg, "f[]"],
     q_t: Annotated[Arg, "f[A]"],
     stop_target_gradients: Flag = True,
+    *,
+    mask: Annotated[Arg | None, "b[A]"] = None,
 ) -> Annotated[Array, "f[]"]:
     r"""Computes the Q-learning error of one transition.
 
@@ -151,9 +153,10 @@ def q_learning(
         r_t: reward that followed, `f[]`.
         discount_t: discount that followed, `f[]`, dimensionless, in `[0, 1]`; 0 on
             termination.
-        q_t: action values in the state reached, `f[A]`, in units of return; minus
-            infinity for an action that is not legal there.
+        q_t: action values in the state reached, `f[A]`, in units of return.
         stop_target_gradients: whether to hold the target constant, `b[]`.
+        mask: whether each action is legal in the state reached, `b[A]`; all are if
+            `None`.
 
     Returns:
         The error, target minus prediction, `f[]`, in units of return.
@@ -172,7 +175,7 @@ def q_learning(
         Sutton and Barto, `Reinforcement Learning: An Introduction
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 6.8.
     """
-    v_t = jnp.max(contain_nonfinite(q_t, discount_t))
+    v_t = best_value(q_t, discount_t, mask)
     return td_error(
         batched_index(q_tm1, a_tm1), r_t + discount_t * v_t, stop_target_gradients
     )
@@ -187,6 +190,8 @@ def double_q_learning(
     q_t_value: Annotated[Arg, "f[A]"],
     q_t_selector: Annotated[Arg, "f[A]"],
     stop_target_gradients: Flag = True,
+    *,
+    mask: Annotated[Arg | None, "b[A]"] = None,
 ) -> Annotated[Array, "f[]"]:
     r"""Computes the double Q-learning error of one transition.
 
@@ -209,6 +214,8 @@ def double_q_learning(
         q_t_selector: action values in the state reached, which select the action,
             `f[A]`; the first of equals is selected.
         stop_target_gradients: whether to hold the target constant, `b[]`.
+        mask: whether each action is legal in the state reached, `b[A]`; all are if
+            `None`.
 
     Returns:
         The error, target minus prediction, `f[]`, in units of return.
@@ -230,8 +237,11 @@ def double_q_learning(
         Sutton and Barto, `Reinforcement Learning: An Introduction
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 6.10.
     """
+    if mask is not None:
+        q_t_value = jnp.where(mask, q_t_value, -jnp.inf)
+        q_t_selector = jnp.where(mask, q_t_selector, -jnp.inf)
     v_t = batched_index(q_t_value, jnp.argmax(q_t_selector))
-    target = r_t + discount_t * contain_nonfinite(v_t, discount_t)
+    target = r_t + weighted(v_t, discount_t)
     return td_error(batched_index(q_tm1, a_tm1), target, stop_target_gradients)
 
 
@@ -244,6 +254,8 @@ def persistent_q_learning(
     q_t: Annotated[Arg, "f[A]"],
     action_gap_scale: Annotated[Arg, "f[]"],
     stop_target_gradients: Flag = True,
+    *,
+    mask: Annotated[Arg | None, "b[A]"] = None,
 ) -> Annotated[Array, "f[]"]:
     r"""Computes the persistent Q-learning error of one transition.
 
@@ -260,11 +272,12 @@ def persistent_q_learning(
         r_t: reward that followed, `f[]`.
         discount_t: discount that followed, `f[]`, dimensionless, in `[0, 1]`; 0 on
             termination.
-        q_t: action values in the state reached, `f[A]`, in units of return; minus
-            infinity for an action that is not legal there.
+        q_t: action values in the state reached, `f[A]`, in units of return.
         action_gap_scale: weight :math:`\alpha` of repeating the action, `f[]`,
             dimensionless, in `[0, 1]`; at 0 this is Q-learning.
         stop_target_gradients: whether to hold the target constant, `b[]`.
+        mask: whether each action is legal in the state reached, `b[A]`; all are if
+            `None`.
 
     Returns:
         The error, target minus prediction, `f[]`, in units of return.
@@ -283,12 +296,9 @@ def persistent_q_learning(
         Bellemare, Ostrovski, Guez, Thomas and Munos, `Increasing the Action Gap: New
         Operators for Reinforcement Learning <https://arxiv.org/abs/1512.04860>`_, 2015.
     """
-    q_t = contain_nonfinite(q_t, discount_t)
-    best, scale = jnp.max(q_t), 1 - action_gap_scale
-    same = batched_index(q_t, a_tm1)
-    v_t = scale * contain_nonfinite(best, scale) + action_gap_scale * contain_nonfinite(
-        same, action_gap_scale
-    )
+    best = best_value(q_t, discount_t, mask)
+    same = contain_nonfinite(batched_index(q_t, a_tm1), discount_t)
+    v_t = weighted(best, 1 - action_gap_scale) + weighted(same, action_gap_scale)
     return td_error(
         batched_index(q_tm1, a_tm1), r_t + discount_t * v_t, stop_target_gradients
     )
@@ -333,117 +343,5 @@ def qv_learning(
         Wiering and van Hasselt, `The QV Family Compared to Other Reinforcement Learning
         Algorithms <https://doi.org/10.1109/ADPRL.2009.4927532>`_, 2009.
     """
-    target = r_t + discount_t * contain_nonfinite(v_t, discount_t)
+    target = r_t + weighted(v_t, discount_t)
     return td_error(batched_index(q_tm1, a_tm1), target, stop_target_gradients)
-
-
-@checked
-def sarsa_lambda(
-    q_tm1: Annotated[Arg, "f[T,A]"],
-    a_tm1: Annotated[Arg, "i[T]"],
-    r_t: Annotated[Arg, "f[T]"],
-    discount_t: Annotated[Arg, "f[T]"],
-    q_t: Annotated[Arg, "f[T,A]"],
-    a_t: Annotated[Arg, "i[T]"],
-    lambda_: Annotated[Arg, "f[]|f[T]"],
-    stop_target_gradients: Flag = True,
-) -> Annotated[Array, "f[T]"]:
-    r"""Computes the errors of Sarsa(λ) along a trajectory.
-
-    .. math::
-        \delta_{t-1} = G_{t-1} - q_{t-1}(a_{t-1}), \qquad
-        G_{t-1} = r_t
-            + \gamma_t \bigl[(1 - \lambda_t) \, q_t(a_t) + \lambda_t \, G_t\bigr],
-        \qquad G_T = q_T(a_T)
-
-    Args:
-        q_tm1: action values at times `0..T-1`, `f[T,A]`, in units of return.
-        a_tm1: actions taken at times `0..T-1`, `i[T]`, in `[0, A)`.
-        r_t: rewards at times `1..T`, `f[T]`.
-        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
-            on termination.
-        q_t: action values at times `1..T`, `f[T,A]`, in units of return.
-        a_t: actions taken at times `1..T`, `i[T]`, in `[0, A)`.
-        lambda_: mixing between bootstrapping at once (0) and never (1), `f[]|f[T]`,
-            dimensionless.
-        stop_target_gradients: whether to hold the targets constant, `b[]`.
-
-    Returns:
-        The errors, targets minus predictions, `f[T]`, in units of return.
-
-    Raises:
-        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
-        TypeError: if a dtype breaks its contract.
-
-    Example:
-        >>> q_tm1 = q_t = jnp.array([[1.0, 2.0], [4.0, 2.0]])
-        >>> a_tm1, a_t = jnp.array([1, 0]), jnp.array([0, 0])
-        >>> r_t, discount_t = jnp.ones(2), jnp.full(2, 0.5)
-        >>> sarsa_lambda(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, 1.0).tolist()
-        [0.5, -1.0]
-
-    References:
-        Rummery and Niranjan, On-line Q-learning Using Connectionist Systems, 1994.
-        Sutton and Barto, `Reinforcement Learning: An Introduction
-        <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 12.19.
-    """
-    v_t = contain_nonfinite(batched_index(q_t, a_t), discount_t)
-    returns = lambda_returns(r_t, discount_t, v_t, lambda_)
-    return td_error(batched_index(q_tm1, a_tm1), returns, stop_target_gradients)
-
-
-@checked
-def q_lambda(
-    q_tm1: Annotated[Arg, "f[T,A]"],
-    a_tm1: Annotated[Arg, "i[T]"],
-    r_t: Annotated[Arg, "f[T]"],
-    discount_t: Annotated[Arg, "f[T]"],
-    q_t: Annotated[Arg, "f[T,A]"],
-    lambda_: Annotated[Arg, "f[]|f[T]"],
-    stop_target_gradients: Flag = True,
-) -> Annotated[Array, "f[T]"]:
-    r"""Computes the errors of Peng's Q(λ) along a trajectory.
-
-    For Watkins' Q(λ), set `lambda_` to 0 at the steps after which the action taken was
-    not the best one.
-
-    .. math::
-        \delta_{t-1} = G_{t-1} - q_{t-1}(a_{t-1}), \qquad
-        G_{t-1} = r_t + \gamma_t
-            \Bigl[(1 - \lambda_t) \max_a q_t(a) + \lambda_t \, G_t\Bigr],
-        \qquad G_T = \max_a q_T(a)
-
-    Args:
-        q_tm1: action values at times `0..T-1`, `f[T,A]`, in units of return.
-        a_tm1: actions taken at times `0..T-1`, `i[T]`, in `[0, A)`.
-        r_t: rewards at times `1..T`, `f[T]`.
-        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
-            on termination.
-        q_t: action values at times `1..T`, `f[T,A]`, in units of return; minus infinity
-            for an action that is not legal there.
-        lambda_: mixing between bootstrapping at once (0) and never (1), `f[]|f[T]`,
-            dimensionless.
-        stop_target_gradients: whether to hold the targets constant, `b[]`.
-
-    Returns:
-        The errors, targets minus predictions, `f[T]`, in units of return.
-
-    Raises:
-        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
-        TypeError: if a dtype breaks its contract.
-
-    Example:
-        >>> q_tm1 = q_t = jnp.array([[1.0, 2.0], [4.0, 2.0]])
-        >>> a_tm1, r_t, discount_t = jnp.array([1, 0]), jnp.ones(2), jnp.full(2, 0.5)
-        >>> q_lambda(q_tm1, a_tm1, r_t, discount_t, q_t, 1.0).tolist()
-        [0.5, -1.0]
-
-    References:
-        Kozuno et al., `Revisiting Peng's Q(λ) for Modern Reinforcement Learning
-        <https://arxiv.org/abs/2103.00107>`_, 2021.
-        Sutton and Barto, `Reinforcement Learning: An Introduction
-        <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 12.18.
-    """
-    v_t = jnp.max(contain_nonfinite(q_t, discount_t[:, None]), axis=-1)
-    returns = lambda_returns(r_t, discount_t, v_t, lambda_)
-    return td_error(batched_index(q_tm1, a_tm1), returns, stop_target_gradients)

@@ -107,6 +107,11 @@ def contain_nonfinite(value: Array, weight: Array) -> Array:
     return jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
 
 
+def weighted(value: Array, weight: Array) -> Array:
+    """Multiplies, with nothing from where the weight is zero."""
+    return weight * contain_nonfinite(value, weight)
+
+
 def lhs_broadcast(source: Arg, target: Arg) -> Array:
     """Appends axes of size 1 to `source` until it has the rank of `target`.
 
@@ -209,6 +214,12 @@ def replace_masked(data: Arg, replacement: Arg | None, mask: Arg) -> Array:
     _check_leading("replace_masked", mask=mask, data=data)
     with jax.numpy_dtype_promotion("standard"):
         return jnp.where(lhs_broadcast(mask, data), new, data)
+
+
+def best_value(q: Array, discount: Array, mask: Array | None) -> Array:
+    """Returns the maximum over legal actions, finite where the discount is zero."""
+    legal = q if mask is None else jnp.where(mask, q, -jnp.inf)
+    return jnp.max(contain_nonfinite(legal, discount[..., None]), axis=-1)
 
 
 def keep_where(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import batched_index, contain_nonfinite
+from rlprims.arrays import batched_index, weighted
 
 __all__ = [
     "categorical_cross_entropy",
@@ -108,7 +108,7 @@ def categorical_cross_entropy(
     log_probs = masked_log_softmax(logits, mask)
     # What is not legal counts as zero, unless nothing is: then it counts as NaN.
     labels = jnp.where(which_legal(labels, mask), labels, jnp.exp(log_probs))
-    return weighted_sum(labels, -log_probs)
+    return weighted_sum(-log_probs, labels)
 
 
 @checked
@@ -156,7 +156,7 @@ def categorical_kl_divergence(
     """
     p_log_probs = masked_log_softmax(p_logits, mask, temperature)
     q_log_probs = masked_log_softmax(q_logits, mask, temperature)
-    return weighted_sum(jnp.exp(p_log_probs), p_log_probs - q_log_probs)
+    return weighted_sum(p_log_probs - q_log_probs, jnp.exp(p_log_probs))
 
 
 @checked
@@ -234,6 +234,6 @@ def draw(key: Array, log_probs: Array) -> Array:
     return jnp.where(undefined, -1, jax.random.categorical(key, log_probs))
 
 
-def weighted_sum(weights: Array, values: Array) -> Array:
+def weighted_sum(values: Array, weights: Array) -> Array:
     """Returns the weighted sum, where a weight of zero cuts its value off."""
-    return jnp.sum(weights * contain_nonfinite(values, weights), axis=-1)
+    return jnp.sum(weighted(values, weights), axis=-1)

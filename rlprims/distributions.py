@@ -262,7 +262,7 @@ def _softmax_entropy(
     logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
     log_probs = masked_log_softmax(logits, mask, temperature)
-    return weighted_sum(jnp.exp(log_probs), -log_probs)
+    return weighted_sum(-log_probs, jnp.exp(log_probs))
 
 
 @_method("clipped_entropy_softmax.entropy")
@@ -308,7 +308,7 @@ def _epsilon_greedy_entropy(
     preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
     probs = _epsilon_greedy(preferences, epsilon, mask)
-    return weighted_sum(probs, -_log(probs))
+    return weighted_sum(-_log(probs), probs)
 
 
 @_method("epsilon_greedy.kl")
@@ -321,7 +321,7 @@ def _epsilon_greedy_kl(
 ) -> Annotated[Array, "f[...]"]:
     p = _epsilon_greedy(p_preferences, epsilon, mask)
     q = _epsilon_greedy(q_preferences, epsilon, mask)
-    return weighted_sum(p, _log(p) - _log(q))
+    return weighted_sum(_log(p) - _log(q), p)
 
 
 def _epsilon_greedy(preferences: Array, epsilon: Array, mask: Array | None) -> Array:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import batched_index, contain_nonfinite
+from rlprims.arrays import batched_index, contain_nonfinite, keep_where
 from rlprims.gradients import stop_gradient_if
-from rlprims.recurrences import backward_recurrence
+from rlprims.recurrences import backward_recurrence, uncut
 
 __all__ = [
     "general_off_policy_returns_from_action_values",
@@ -30,6 +30,9 @@ def general_off_policy_returns_from_q_and_v(
     discount_t: Annotated[Arg, "f[T]"],
     c_t: Annotated[Arg, "f[T-1]"],
     stop_target_gradients: Flag = False,
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
 ) -> Annotated[Array, "f[T]"]:
     r"""Computes off-policy corrected returns from action values and state values.
 
@@ -47,10 +50,15 @@ def general_off_policy_returns_from_q_and_v(
         c_t: corrections at times `1..T-1`, `f[T-1]`, dimensionless.
         stop_target_gradients: whether to block gradients through the result, `b[]`;
             by default they flow.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own `v_t`, and no return sees beyond. None was
+            cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
 
     Returns:
         Returns from times `0..T-1`, `f[T]`, in the units of `r_t`; estimates of the
-        values of the actions taken there.
+        values of the actions taken there, and 0 at steps that do not count.
 
     Raises:
         ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
@@ -68,7 +76,7 @@ def general_off_policy_returns_from_q_and_v(
         Reinforcement Learning <https://arxiv.org/abs/1606.02647>`_, 2016.
     """
     q, c = jnp.append(q_t, 0), jnp.append(c_t, 0)
-    returns = _corrected_returns(q, v_t, r_t, discount_t, c)
+    returns = _corrected_returns(q, v_t, r_t, discount_t, c, truncation_t, mask_t)
     return stop_gradient_if(stop_target_gradients, returns)
 
 
@@ -81,6 +89,9 @@ def general_off_policy_returns_from_action_values(
     c_t: Annotated[Arg, "f[T]"],
     pi_t: Annotated[Arg, "f[T,A]"],
     stop_target_gradients: Flag = False,
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
 ) -> Annotated[Array, "f[T]"]:
     r"""Computes off-policy corrected returns from the values of all actions.
 
@@ -102,10 +113,15 @@ def general_off_policy_returns_from_action_values(
             `f[T,A]`.
         stop_target_gradients: whether to block gradients through the result, `b[]`;
             by default they flow.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own state value, and no return sees beyond.
+            None was cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
 
     Returns:
         Returns from times `0..T-1`, `f[T]`, in the units of `r_t`; estimates of the
-        values of the actions taken there.
+        values of the actions taken there, and 0 at steps that do not count.
 
     Raises:
         ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
@@ -126,19 +142,28 @@ def general_off_policy_returns_from_action_values(
         Harutyunyan, Bellemare, Stepleton and Munos, `Q(λ) with Off-Policy Corrections
         <https://arxiv.org/abs/1602.04951>`_, 2016.
     """
+    q_t, a_t, discount_t, pi_t = keep_where(mask_t, q_t, a_t, discount_t, pi_t)
     weights = discount_t[:, None] * pi_t
     v_t = jnp.sum(pi_t * contain_nonfinite(q_t, weights), axis=-1)
-    used = jnp.arange(len(c_t)) < len(c_t) - 1
+    c = jnp.where(jnp.arange(len(c_t)) < len(c_t) - 1, c_t, 0)
     returns = _corrected_returns(
-        batched_index(q_t, a_t), v_t, r_t, discount_t, jnp.where(used, c_t, 0)
+        batched_index(q_t, a_t), v_t, r_t, discount_t, c, truncation_t, mask_t
     )
     return stop_gradient_if(stop_target_gradients, returns)
 
 
 def _corrected_returns(
-    q: Array, v: Array, r: Array, discount: Array, c: Array
+    q: Array,
+    v: Array,
+    r: Array,
+    discount: Array,
+    c: Array,
+    truncation_t: Array | None,
+    mask_t: Array | None,
 ) -> Array:
     """Solves `G_{t-1} = r_t + discount_t (v_t + c_t (G_t - q_t))`, where `c_T = 0`."""
+    q, v, r, discount = keep_where(mask_t, q, v, r, discount)
+    c = uncut(c, truncation_t, mask_t)
     q = contain_nonfinite(q, discount * c)
     bootstrap = contain_nonfinite(v, discount) - c * q
-    return backward_recurrence(r + discount * bootstrap, discount * c)
+    return backward_recurrence(r + discount * bootstrap, discount * c, mask_t=mask_t)

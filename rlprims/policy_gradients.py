@@ -4,8 +4,8 @@ Each is to be minimised. What they need to know about an action differs:
 
 *   `policy_gradient_loss` and `clipped_surrogate_pg_loss` the advantage of the action
     taken, estimated from what followed;
-*   `qpg_loss`, `rm_loss` and `rpg_loss` the values of all actions, from a critic;
-*   `dpg_loss`, for continuous actions, the slope of the critic.
+*   `dpg_loss`, for continuous actions, the slope of the critic;
+*   the losses of `regret_policy_gradients` the values of all actions, from a critic.
 
 By default these numbers are constants when differentiating: the gradient is then that
 of the policy alone. `entropy_loss` is added to any of them to keep exploring.
@@ -13,27 +13,28 @@ of the policy alone. `entropy_loss` is added to any of them to keep exploring.
 A mask of legal actions gives what leaving the others out would give: they have
 probability zero and their logits and values have no effect, NaN included. Where no
 action is legal there is no policy, and the loss is NaN. So is the mean over no steps.
+
+`mask_t` leaves whole steps out: the mean is over the others, and 0 if there are none.
+With `reduction="none"` the loss of each step comes back, to be weighted and summed at
+will.
 """
 
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import batched_index, contain_nonfinite
+from rlprims.arrays import batched_index, contain_nonfinite, keep_where, weighted
+from rlprims.categorical import masked_log_softmax, weighted_sum, which_legal
 from rlprims.gradients import stop_gradient_if, td_error
-from rlprims.losses import l2_loss
+from rlprims.losses import Reduction, l2_loss, reduced
 
 __all__ = [
     "clipped_surrogate_pg_loss",
     "dpg_loss",
     "entropy_loss",
     "policy_gradient_loss",
-    "qpg_loss",
-    "rm_loss",
-    "rpg_loss",
 ]
 
 
@@ -43,7 +44,10 @@ def clipped_surrogate_pg_loss(
     adv_t: Annotated[Arg, "f[T]"],
     epsilon: Annotated[Arg, "f[]|f[T]", "[0, inf]"],
     use_stop_gradient: Flag = True,
-) -> Annotated[Array, "f[]"]:
+    *,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+    reduction: Reduction = "mean",
+) -> Annotated[Array, "f[]|f[T]"]:
     r"""Computes the clipped surrogate loss of proximal policy optimisation.
 
     A policy improved for several steps on the same data drifts from the one that
@@ -68,9 +72,12 @@ def clipped_surrogate_pg_loss(
             negative.
         use_stop_gradient: whether the advantages are constants when differentiating,
             `b[]`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+        reduction: `"mean"` or `"sum"` over the steps that count, or `"none"`.
 
     Returns:
-        The loss, `f[]`, in units of return.
+        The loss, `f[]`, or of each step, `f[]|f[T]`, in units of return.
 
     Raises:
         ValueError: if a shape breaks its contract, or `epsilon` is a Python number
@@ -86,10 +93,14 @@ def clipped_surrogate_pg_loss(
         Schulman, Wolski, Dhariwal, Radford and Klimov, `Proximal Policy Optimization
         Algorithms <https://arxiv.org/abs/1707.06347>`_, 2017, eq. 7.
     """
-    adv = stop_gradient_if(use_stop_gradient, adv_t)
-    at_most = jnp.minimum(prob_ratios_t, 1 + epsilon)
-    at_least = jnp.maximum(prob_ratios_t, 1 - epsilon)
-    return -jnp.mean(adv * jnp.where(adv < 0, at_least, at_most))
+    ratios, adv = keep_where(mask_t, prob_ratios_t, adv_t)
+    adv = stop_gradient_if(use_stop_gradient, adv)
+    at_most, at_least = (
+        jnp.minimum(ratios, 1 + epsilon),
+        jnp.maximum(ratios, 1 - epsilon),
+    )
+    losses = -adv * jnp.where(adv < 0, at_least, at_most)
+    return reduced(losses, mask_t, reduction)
 
 
 @checked
@@ -152,7 +163,9 @@ def entropy_loss(
     w_t: Annotated[Arg, "f[T]"],
     *,
     mask: Annotated[Arg | None, "b[T,A]"] = None,
-) -> Annotated[Array, "f[]"]:
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+    reduction: Reduction = "mean",
+) -> Annotated[Array, "f[]|f[T]"]:
     r"""Computes the negative entropy of a policy, to be minimised.
 
     Added to a policy loss, with a small weight, it keeps the policy from settling on
@@ -168,9 +181,12 @@ def entropy_loss(
         w_t: weight of each step, `f[T]`, dimensionless; 0 leaves the step out, NaN
             included, though it still counts in `T`.
         mask: whether each action is legal, `b[T,A]`; all are if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+        reduction: `"mean"` or `"sum"` over the steps that count, or `"none"`.
 
     Returns:
-        The loss, `f[]`, in nats.
+        The loss, `f[]`, or of each step, `f[]|f[T]`, in nats.
 
     Raises:
         ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
@@ -185,9 +201,10 @@ def entropy_loss(
         Williams and Peng, `Function Optimization using Connectionist Reinforcement
         Learning Algorithms <https://doi.org/10.1080/09540099108946587>`_, 1991.
     """
+    logits_t, w_t = keep_where(mask_t, logits_t, w_t)
     log_pi = _log_policy(logits_t, mask, w_t)
-    pi = jnp.exp(log_pi)
-    return jnp.mean(w_t * jnp.sum(pi * contain_nonfinite(log_pi, pi), axis=-1))
+    losses = w_t * weighted_sum(log_pi, jnp.exp(log_pi))
+    return reduced(losses, mask_t, reduction)
 
 
 @checked
@@ -199,7 +216,9 @@ def policy_gradient_loss(
     use_stop_gradient: Flag = True,
     *,
     mask: Annotated[Arg | None, "b[T,A]"] = None,
-) -> Annotated[Array, "f[]"]:
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+    reduction: Reduction = "mean",
+) -> Annotated[Array, "f[]|f[T]"]:
     r"""Computes the policy-gradient loss of the actions taken.
 
     With returns for advantages this is REINFORCE. Subtracting a baseline that does not
@@ -220,9 +239,12 @@ def policy_gradient_loss(
         use_stop_gradient: whether the advantages are constants when differentiating,
             `b[]`.
         mask: whether each action is legal, `b[T,A]`; all are if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+        reduction: `"mean"` or `"sum"` over the steps that count, or `"none"`.
 
     Returns:
-        The loss, `f[]`, in units of return.
+        The loss, `f[]`, or of each step, `f[]|f[T]`, in units of return.
 
     Raises:
         ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
@@ -241,181 +263,19 @@ def policy_gradient_loss(
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 13.8,
         and eq. 13.11 with a baseline.
     """
+    logits_t, a_t, adv_t, w_t = keep_where(mask_t, logits_t, a_t, adv_t, w_t)
     adv = stop_gradient_if(use_stop_gradient, contain_nonfinite(adv_t, w_t))
     log_pi_a = batched_index(_log_policy(logits_t, mask, w_t), a_t)
-    return -jnp.mean(w_t * adv * contain_nonfinite(log_pi_a, w_t))
-
-
-@checked
-def qpg_loss(
-    logits_t: Annotated[Arg, "f[T,A]"],
-    q_t: Annotated[Arg, "f[T,A]"],
-    use_stop_gradient: Flag = True,
-    *,
-    mask: Annotated[Arg | None, "b[T,A]"] = None,
-) -> Annotated[Array, "f[]"]:
-    r"""Computes the policy-gradient loss over all actions, not just the one taken.
-
-    The gradient weighs each action by its advantage over the policy. It is exact where
-    the action values are, with no noise from sampling an action.
-
-    .. math::
-        L = -\frac1T \sum_t \sum_a \pi_t(a) \perp\!A_t(a), \qquad
-        A_t(a) = q_t(a) - \sum_b \pi_t(b) \, q_t(b)
-
-    where :math:`\perp` holds the advantages constant. The loss itself is always zero,
-    which is why without that its gradient is zero too.
-
-    Args:
-        logits_t: logits of the policy at times `0..T-1`, `f[T,A]`; one of minus
-            infinity rules its action out.
-        q_t: action values at these times, `f[T,A]`, in units of return; those of
-            actions of probability 0 may be infinite or NaN.
-        use_stop_gradient: whether the advantages are constants when differentiating,
-            by the logits too, `b[]`.
-        mask: whether each action is legal, `b[T,A]`; all are if `None`.
-
-    Returns:
-        The loss, `f[]`, in units of return; zero but for rounding.
-
-    Raises:
-        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
-        TypeError: if `logits_t` or `q_t` is not floating-point, or `mask` is not
-            boolean.
-
-    Example:
-        >>> logits, q = jnp.zeros((1, 2)), jnp.array([[3.0, 1.0]])
-        >>> jax.grad(qpg_loss)(logits, q).tolist()
-        [[-0.5, 0.5]]
-
-    References:
-        Srinivasan et al., `Actor-Critic Policy Optimization in Partially Observable
-        Multiagent Environments <https://arxiv.org/abs/1810.09026>`_, 2018.
-    """
-    pi = _policy(logits_t, mask)
-    adv = stop_gradient_if(use_stop_gradient, _advantages(pi, q_t))
-    return -jnp.mean(jnp.sum(pi * contain_nonfinite(adv, pi), axis=-1))
-
-
-@checked
-def rm_loss(
-    logits_t: Annotated[Arg, "f[T,A]"],
-    q_t: Annotated[Arg, "f[T,A]"],
-    use_stop_gradient: Flag = True,
-    *,
-    mask: Annotated[Arg | None, "b[T,A]"] = None,
-) -> Annotated[Array, "f[]"]:
-    r"""Computes the regret-matching policy-gradient loss, over all actions.
-
-    As in regret matching, only actions better than the policy count: the policy is
-    drawn to them in proportion to its regret of not taking them, and is not pushed
-    away from the others.
-
-    .. math::
-        L = -\frac1T \sum_t \sum_a \pi_t(a) \perp\!\bigl[A_t(a)\bigr]^+, \qquad
-        A_t(a) = q_t(a) - \sum_b \pi_t(b) \, q_t(b), \quad [x]^+ = \max(x, 0)
-
-    where :math:`\perp` holds the regrets constant.
-
-    Args:
-        logits_t: logits of the policy at times `0..T-1`, `f[T,A]`; one of minus
-            infinity rules its action out.
-        q_t: action values at these times, `f[T,A]`, in units of return; those of
-            actions of probability 0 may be infinite or NaN.
-        use_stop_gradient: whether the regrets are constants when differentiating, by
-            the logits too, `b[]`.
-        mask: whether each action is legal, `b[T,A]`; all are if `None`.
-
-    Returns:
-        The loss, `f[]`, in units of return.
-
-    Raises:
-        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
-        TypeError: if `logits_t` or `q_t` is not floating-point, or `mask` is not
-            boolean.
-
-    Example:
-        >>> logits, q = jnp.zeros((1, 2)), jnp.array([[3.0, 1.0]])
-        >>> rm_loss(logits, q).item()  # -0.5 * (3 - 2)
-        -0.5
-
-    References:
-        Srinivasan et al., `Actor-Critic Policy Optimization in Partially Observable
-        Multiagent Environments <https://arxiv.org/abs/1810.09026>`_, 2018.
-    """
-    pi = _policy(logits_t, mask)
-    regrets = stop_gradient_if(use_stop_gradient, jax.nn.relu(_advantages(pi, q_t)))
-    return -jnp.mean(jnp.sum(pi * contain_nonfinite(regrets, pi), axis=-1))
-
-
-@checked
-def rpg_loss(
-    logits_t: Annotated[Arg, "f[T,A]"],
-    q_t: Annotated[Arg, "f[T,A]"],
-    use_stop_gradient: Flag = True,
-    *,
-    mask: Annotated[Arg | None, "b[T,A]"] = None,
-) -> Annotated[Array, "f[]"]:
-    r"""Computes the regret policy-gradient loss, the total regret over all actions.
-
-    The regret of an action is how much better than the policy it is. Unlike in
-    `rm_loss` every action counts in full, however unlikely the policy makes it, one
-    whose logit is minus infinity included. Leave such an action out with `mask`.
-
-    .. math::
-        L = \frac1T \sum_t \sum_a
-            \Bigl[q_t(a) - \sum_b \pi_t(b) \, q_t(b)\Bigr]^+, \qquad [x]^+ = \max(x, 0)
-
-    Args:
-        logits_t: logits of the policy at times `0..T-1`, `f[T,A]`; one of minus
-            infinity gives its action probability 0.
-        q_t: action values at these times, `f[T,A]`, in units of return.
-        use_stop_gradient: whether the action values are constants when
-            differentiating, `b[]`.
-        mask: whether each action is legal, `b[T,A]`; all are if `None`.
-
-    Returns:
-        The loss, `f[]`, in units of return.
-
-    Raises:
-        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
-        TypeError: if `logits_t` or `q_t` is not floating-point, or `mask` is not
-            boolean.
-
-    Example:
-        >>> logits, q = jnp.zeros((1, 2)), jnp.array([[3.0, 1.0]])
-        >>> rpg_loss(logits, q).item()  # (3 - 2) + 0
-        1.0
-
-    References:
-        Srinivasan et al., `Actor-Critic Policy Optimization in Partially Observable
-        Multiagent Environments <https://arxiv.org/abs/1810.09026>`_, 2018.
-    """
-    q = stop_gradient_if(use_stop_gradient, _among_legal(q_t, mask))
-    regrets = jax.nn.relu(_advantages(_policy(logits_t, mask), q))
-    return jnp.mean(jnp.sum(regrets, axis=-1))
-
-
-def _among_legal(numbers: Array, mask: Array | None) -> Array:
-    """Returns what legal actions have, and minus infinity for the others."""
-    return numbers if mask is None else jnp.where(mask, numbers, -jnp.inf)
+    return reduced(-adv * weighted(log_pi_a, w_t), mask_t, reduction)
 
 
 def _log_policy(logits: Array, mask: Array | None, w: Array) -> Array:
     """Returns log-probabilities, finite in steps of weight zero that define none."""
-    logits = _among_legal(logits, mask)
-    defined = jnp.isfinite(jnp.max(logits, axis=-1))
-    logits = jnp.where(((w != 0) | defined)[:, None], logits, 0)
-    return jax.nn.log_softmax(logits, axis=-1)
-
-
-def _policy(logits: Array, mask: Array | None) -> Array:
-    return jax.nn.softmax(_among_legal(logits, mask), axis=-1)
-
-
-def _advantages(pi: Array, q: Array) -> Array:
-    """Returns how much better than the policy each action is."""
-    return q - jnp.sum(pi * contain_nonfinite(q, pi), axis=-1, keepdims=True)
+    legal = which_legal(logits, mask)
+    best = jnp.max(logits, axis=-1, where=legal, initial=-jnp.inf)
+    needed = (w != 0) | jnp.isfinite(best)
+    (logits,) = keep_where(needed, logits)
+    return masked_log_softmax(logits, legal | ~needed[:, None])
 
 
 def _shorten(vector: Array, limit: Array) -> Array:

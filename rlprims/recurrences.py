@@ -9,9 +9,15 @@ estimator              input `u_t`               decay `a_t`          last
 discounted return      `r`                       `γ`                  `v_T`
 λ-return               `r + γ (1 - λ) v`         `γ λ`                `v_T`
 GAE                    `r + γ v' - v`            `γ λ`                0
-importance-corrected   `r + γ v' - v`            `γ ρ' λ`             0
+importance-corrected   `ρ (r + γ v' - v)`        `ρ γ λ`              0
+V-trace                `ρ̄ (r + γ v' - v)`        `γ c̄ λ`              0
 general off-policy     `r + γ (v - c q)`         `γ c`                `r_T + γ_T v_T`
 =====================  ========================  ===================  ==============
+
+Two things interrupt a trajectory besides a termination, and both are settled here for
+every estimator. A time limit cuts the episode after a step: `uncut` makes the weight
+of what follows zero, so that the step bootstraps from its own next value. Padding is
+passed over, as if it were not there.
 """
 
 import functools
@@ -23,7 +29,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import contain_nonfinite
+from rlprims.arrays import contain_nonfinite, keep_where
 
 __all__ = ["backward_recurrence"]
 
@@ -33,6 +39,8 @@ def backward_recurrence(
     input_t: Annotated[Arg, "f[T]"],
     decay_t: Annotated[Arg, "f[T]"],
     last: Annotated[Arg, "f[]"] = 0.0,
+    *,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
 ) -> Annotated[Array, "f[T]"]:
     r"""Solves a linear recurrence backwards in time.
 
@@ -48,9 +56,12 @@ def backward_recurrence(
         decay_t: decays :math:`a_t`, `f[T]`; a zero cuts the future off exactly, NaN
             and infinity included.
         last: the value beyond the end of the sequence, `f[]`.
+        mask_t: whether each step counts, `b[T]`; the others are passed over, NaN
+            included. All count if `None`.
 
     Returns:
-        The solution :math:`x_t`, `f[T]`, in the units of `input_t`.
+        The solution :math:`x_t`, `f[T]`, in the units of `input_t`; 0 at steps that
+        do not count.
 
     Raises:
         ValueError: if a shape breaks its contract.
@@ -66,7 +77,29 @@ def backward_recurrence(
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018,
         eq. 12.18, of which this is the general form.
     """
-    return _recurrence(input_t, decay_t, last, decay_t == 0)
+    if mask_t is None:
+        return _recurrence(input_t, decay_t, last, decay_t == 0)
+    (inputs,), decays = keep_where(mask_t, input_t), jnp.where(mask_t, decay_t, 1)
+    (solution,) = keep_where(mask_t, _recurrence(inputs, decays, last, decays == 0))
+    return solution
+
+
+def uncut(weight: Array, truncation_t: Array | None, mask_t: Array | None) -> Array:
+    """Returns the weight of what follows each step: 0 where a trajectory is cut.
+
+    That is after a truncated step, and after the last step before padding that holds
+    a truncation or runs to the end: with a step masked out, what was known of its end
+    is left to the step before.
+    """
+    if mask_t is None:
+        return weight if truncation_t is None else jnp.where(truncation_t, 0, weight)
+    if truncation_t is None:
+        truncation_t = jnp.zeros_like(mask_t)
+    # Counts the truncations, and the end, in the padding from each step on.
+    padding = jnp.where(mask_t, 0.0, 1.0)
+    ends = backward_recurrence(jnp.where(truncation_t, padding, 0), padding, 1.0)
+    following = jnp.append(ends, 1.0)[1:]
+    return jnp.where(mask_t & ~truncation_t & (following == 0), weight, 0)
 
 
 @jax.custom_jvp

@@ -1,11 +1,18 @@
-"""Multistep estimates of the return, and of the advantage over a value.
+"""Multistep estimates of the return, from rewards and values along a trajectory.
 
 A trajectory of `T` transitions starts in states `0..T-1` and gives rewards, discounts
 and values at times `1..T`. Its end need not be the end of an episode: every estimator
-bootstraps there from the last value. A zero discount marks a termination, which may
-fall anywhere inside; nothing that comes after it, not even NaN, reaches an estimate
-from before. At a time limit the discount stays positive, and the value to bootstrap
-from is that of the final observation.
+bootstraps there from the last value. It may hold several episodes, and padding:
+
+*   A zero discount marks a termination. Nothing that comes after it, not even NaN,
+    reaches an estimate from before.
+*   `truncation_t` marks a time limit. The discount stays positive, `v_t` is the value
+    of the final observation, and the estimates before bootstrap from it.
+*   `mask_t` leaves steps out. If the value of a final observation was lost to an
+    automatic reset, leave its step out and mark it as truncated all the same: the
+    step before is then the last of its episode.
+
+The estimates are those of each episode by itself, to rounding.
 """
 
 from typing import Annotated
@@ -14,16 +21,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import contain_nonfinite
+from rlprims.arrays import keep_where, weighted
 from rlprims.gradients import stop_gradient_if
-from rlprims.recurrences import backward_recurrence
+from rlprims.recurrences import backward_recurrence, uncut
 
 __all__ = [
     "discounted_returns",
-    "importance_corrected_td_errors",
     "lambda_returns",
     "n_step_bootstrapped_returns",
-    "truncated_generalized_advantage_estimation",
 ]
 
 Maps = tuple[Array, Array]  # `u` and `a` of the maps `x -> u_t + a_t x`
@@ -36,6 +41,9 @@ def lambda_returns(
     v_t: Annotated[Arg, "f[T]"],
     lambda_: Annotated[Arg, "f[]|f[T]"] = 1.0,
     stop_target_gradients: Flag = False,
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
 ) -> Annotated[Array, "f[T]"]:
     r"""Computes :math:`\lambda`-returns, truncated at the end of the trajectory.
 
@@ -55,9 +63,15 @@ def lambda_returns(
             dimensionless.
         stop_target_gradients: whether to block gradients through the result, `b[]`;
             by default they flow.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own `v_t`, and no return sees beyond. None
+            was cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
 
     Returns:
-        Returns from times `0..T-1`, `f[T]`, in the units of `r_t`.
+        Returns from times `0..T-1`, `f[T]`, in the units of `r_t`; 0 at steps that do
+        not count.
 
     Raises:
         ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
@@ -71,8 +85,11 @@ def lambda_returns(
         Sutton and Barto, `Reinforcement Learning: An Introduction
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 12.18.
     """
-    inputs = r_t + _weighted(v_t, discount_t * (1 - lambda_))
-    returns = backward_recurrence(inputs, discount_t * lambda_, _last(v_t))
+    r_t, discount_t, v_t = keep_where(mask_t, r_t, discount_t, v_t)
+    lambda_t = uncut(lambda_, truncation_t, mask_t)
+    inputs = r_t + weighted(v_t, discount_t * (1 - lambda_t))
+    decays = discount_t * lambda_t
+    returns = backward_recurrence(inputs, decays, _last(v_t), mask_t=mask_t)
     return stop_gradient_if(stop_target_gradients, returns)
 
 
@@ -82,6 +99,9 @@ def discounted_returns(
     discount_t: Annotated[Arg, "f[T]"],
     v_t: Annotated[Arg, "f[]|f[T]"],
     stop_target_gradients: Flag = False,
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
 ) -> Annotated[Array, "f[T]"]:
     r"""Computes discounted returns, with a bootstrap at the end of the trajectory.
 
@@ -92,13 +112,19 @@ def discounted_returns(
         r_t: rewards at times `1..T`, `f[T]`.
         discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
             on termination.
-        v_t: the value at time `T`, or values at times `1..T` of which only the last
-            is used, `f[]|f[T]`, in units of return.
+        v_t: values at times `1..T`, or one for every time, `f[]|f[T]`, in units of
+            return; only that at time `T` is used, and those at truncated steps.
         stop_target_gradients: whether to block gradients through the result, `b[]`;
             by default they flow.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own `v_t`, and no return sees beyond. None
+            was cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
 
     Returns:
-        Returns from times `0..T-1`, `f[T]`, in the units of `r_t`.
+        Returns from times `0..T-1`, `f[T]`, in the units of `r_t`; 0 at steps that do
+        not count.
 
     Raises:
         ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
@@ -112,7 +138,13 @@ def discounted_returns(
         Sutton and Barto, `Reinforcement Learning: An Introduction
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 12.17.
     """
-    returns = backward_recurrence(r_t, discount_t, _last(v_t))
+    if truncation_t is None and mask_t is None:
+        returns = backward_recurrence(r_t, discount_t, _last(v_t))
+    else:
+        v_t = jnp.broadcast_to(v_t, r_t.shape)
+        returns = lambda_returns(
+            r_t, discount_t, v_t, truncation_t=truncation_t, mask_t=mask_t
+        )
     return stop_gradient_if(stop_target_gradients, returns)
 
 
@@ -124,6 +156,9 @@ def n_step_bootstrapped_returns(
     n: Annotated[int | Array, "i[]", "[1, inf)"],
     lambda_t: Annotated[Arg, "f[]|f[T]"] = 1.0,
     stop_target_gradients: Flag = False,
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
 ) -> Annotated[Array, "f[T]"]:
     r"""Computes returns over `n` rewards, then bootstrapped.
 
@@ -147,9 +182,15 @@ def n_step_bootstrapped_returns(
             `f[]|f[T]`, dimensionless.
         stop_target_gradients: whether to block gradients through the result, `b[]`;
             by default they flow.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own `v_t`, and no return sees beyond. None
+            was cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
 
     Returns:
-        Returns from times `0..T-1`, `f[T]`, in the units of `r_t`.
+        Returns from times `0..T-1`, `f[T]`, in the units of `r_t`; 0 at steps that do
+        not count.
 
     Raises:
         ValueError: if a shape breaks its contract, or `n` is below 1.
@@ -170,125 +211,15 @@ def n_step_bootstrapped_returns(
         n = min(n, steps)
     else:
         n = jnp.minimum(n, jnp.asarray(steps, n.dtype)).astype(jnp.int32)
-    inputs = r_t + _weighted(v_t, discount_t * (1 - lambda_t))
+    lambda_t = jnp.broadcast_to(uncut(lambda_t, truncation_t, mask_t), r_t.shape)
+    r_t, discount_t, v_t, lambda_t = _to_the_front(
+        mask_t, *keep_where(mask_t, r_t, discount_t, v_t), lambda_t
+    )
+    inputs = r_t + weighted(v_t, discount_t * (1 - lambda_t))
     total, decay = _compose_steps(inputs, discount_t * lambda_t, n)
     ends = jnp.minimum(jnp.arange(steps, dtype=jnp.int32) + n, steps) - 1
-    returns = total + _weighted(v_t[ends], decay)
+    returns = _put_back(mask_t, total + weighted(v_t[ends], decay))
     return stop_gradient_if(stop_target_gradients, returns)
-
-
-@checked
-def truncated_generalized_advantage_estimation(
-    r_t: Annotated[Arg, "f[T]"],
-    discount_t: Annotated[Arg, "f[T]"],
-    lambda_: Annotated[Arg, "f[]|f[T]"],
-    values: Annotated[Arg, "f[T+1]"],
-    stop_target_gradients: Flag = False,
-) -> Annotated[Array, "f[T]"]:
-    r"""Computes generalized advantage estimates, truncated with the trajectory.
-
-    As a rule the result is a constant in a policy-gradient loss: then pass
-    `stop_target_gradients=True`, since by default gradients flow to the values.
-
-    .. math::
-        \delta_{t-1} = r_t + \gamma_t \, v_t - v_{t-1}, \qquad
-        A_{t-1} = \delta_{t-1} + \gamma_t \lambda_t \, A_t, \qquad A_T = 0
-
-    Args:
-        r_t: rewards at times `1..T`, `f[T]`.
-        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
-            on termination.
-        lambda_: mixing between one-step errors (0) and the whole trajectory (1),
-            `f[]|f[T]`, dimensionless.
-        values: values at times `0..T`, `f[T+1]`, in units of return.
-        stop_target_gradients: whether to block gradients through the result, `b[]`;
-            by default they flow.
-
-    Returns:
-        Advantages at times `0..T-1`, `f[T]`, in the units of `r_t`.
-
-    Raises:
-        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
-        TypeError: if a dtype breaks its contract.
-
-    Example:
-        >>> r_t, values = jnp.ones(2), jnp.array([1.0, 2.0, 4.0])
-        >>> truncated_generalized_advantage_estimation(
-        ...     r_t, jnp.full(2, 0.5), 0.5, values
-        ... ).tolist()
-        [1.25, 1.0]
-
-    References:
-        Schulman et al., `High-Dimensional Continuous Control Using Generalized
-        Advantage Estimation <https://arxiv.org/abs/1506.02438>`_, 2015, eq. 16.
-    """
-    errors = r_t + _weighted(values[1:], discount_t) - values[:-1]
-    advantages = backward_recurrence(errors, discount_t * lambda_)
-    return stop_gradient_if(stop_target_gradients, advantages)
-
-
-@checked
-def importance_corrected_td_errors(
-    r_t: Annotated[Arg, "f[T]"],
-    discount_t: Annotated[Arg, "f[T]"],
-    rho_tm1: Annotated[Arg, "f[T]"],
-    lambda_: Annotated[Arg, "f[]|f[T]"],
-    values: Annotated[Arg, "f[T+1]"],
-    stop_target_gradients: Flag = False,
-) -> Annotated[Array, "f[T]"]:
-    r"""Computes multistep errors with per-decision importance sampling.
-
-    The ratios correct each step for the difference between the policy that acted and
-    the one evaluated. They are not clipped, so the variance can be large.
-
-    .. math::
-        \delta_{t-1} = r_t + \gamma_t \, v_t - v_{t-1}, \qquad
-        e_{t-1} = \rho_{t-1} \bigl[\delta_{t-1} + \gamma_t \lambda_t \, e_t\bigr],
-        \qquad e_T = 0
-
-    Args:
-        r_t: rewards at times `1..T`, `f[T]`.
-        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
-            on termination.
-        rho_tm1: importance ratios at times `0..T-1`, `f[T]`, dimensionless: how much
-            likelier the evaluated policy was to take the action taken.
-        lambda_: mixing between one-step errors (0) and the whole trajectory (1),
-            `f[]|f[T]`, dimensionless.
-        values: values at times `0..T`, `f[T+1]`, in units of return.
-        stop_target_gradients: whether the targets are constants when
-            differentiating, `b[]`; by default they are not.
-
-    Returns:
-        Errors at times `0..T-1`, `f[T]`, in the units of `r_t`; add the values at
-        times `0..T-1` for targets.
-
-    Raises:
-        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
-        TypeError: if a dtype breaks its contract.
-
-    Example:
-        >>> r_t, rho_tm1, values = jnp.ones(2), jnp.array([2.0, 1.0]), jnp.zeros(3)
-        >>> importance_corrected_td_errors(
-        ...     r_t, jnp.full(2, 0.5), rho_tm1, 1.0, values
-        ... ).tolist()
-        [3.0, 1.0]
-
-    References:
-        Precup, Sutton and Singh, `Eligibility Traces for Off-Policy Policy Evaluation
-        <http://incompleteideas.net/papers/PSS-00.pdf>`_, 2000.
-        Sutton, Mahmood, Precup and van Hasselt, `A new Q(λ) with interim forward view
-        and Monte Carlo equivalence <https://proceedings.mlr.press/v32/sutton14>`_,
-        2014.
-    """
-    errors = r_t + _weighted(values[1:], discount_t) - values[:-1]
-    decays = rho_tm1 * discount_t * lambda_
-    corrected = backward_recurrence(_weighted(errors, rho_tm1), decays)
-    return stop_gradient_if(stop_target_gradients, corrected)
-
-
-def _weighted(value: Array, weight: Array) -> Array:
-    """Multiplies, with nothing from where the weight is zero."""
-    return weight * contain_nonfinite(value, weight)
 
 
 def _last(v_t: Array) -> Array:
@@ -296,6 +227,21 @@ def _last(v_t: Array) -> Array:
     return (
         v_t if v_t.ndim == 0 else v_t[-1] if len(v_t) else jnp.zeros_like(v_t, shape=())
     )
+
+
+def _to_the_front(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:
+    """Moves the steps that count to the front, in order."""
+    if mask is None:
+        return arrays
+    order = jnp.argsort(~mask, stable=True)
+    return tuple(x[order] for x in arrays)
+
+
+def _put_back(mask: Array | None, returns: Array) -> Array:
+    """Moves the steps that count from the front to where they were."""
+    if mask is None:
+        return returns
+    return jnp.where(mask, returns[jnp.cumsum(mask) - 1], 0)
 
 
 def _compose_steps(u: Array, a: Array, n: int | Array) -> Maps:
@@ -323,4 +269,4 @@ def _compose(early: Maps, late: Maps, shift: int) -> Maps:
     (u, a), (late_u, late_a) = early, late
     late_u = jnp.pad(late_u[shift:], (0, min(shift, len(u))))
     late_a = jnp.pad(late_a[shift:], (0, min(shift, len(u))), constant_values=1)
-    return u + _weighted(late_u, a), _weighted(late_a, a)
+    return u + weighted(late_u, a), weighted(late_a, a)

@@ -6,11 +6,10 @@ that the books write, since the target is held constant unless asked otherwise.
 
 from typing import Annotated
 
-import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import contain_nonfinite
+from rlprims.arrays import best_value, keep_where, weighted
 from rlprims.gradients import td_error
 from rlprims.returns import lambda_returns
 
@@ -55,7 +54,7 @@ def td_learning(
         Sutton and Barto, `Reinforcement Learning: An Introduction
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 6.5.
     """
-    target = r_t + discount_t * contain_nonfinite(v_t, discount_t)
+    target = r_t + weighted(v_t, discount_t)
     return td_error(v_tm1, target, stop_target_gradients)
 
 
@@ -67,6 +66,9 @@ def td_lambda(
     v_t: Annotated[Arg, "f[T]"],
     lambda_: Annotated[Arg, "f[]|f[T]"],
     stop_target_gradients: Flag = True,
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
 ) -> Annotated[Array, "f[T]"]:
     r"""Computes the errors of TD(λ) along a trajectory: λ-returns minus values.
 
@@ -84,9 +86,15 @@ def td_lambda(
         lambda_: mixing between bootstrapping at once (0) and never (1), `f[]|f[T]`,
             dimensionless.
         stop_target_gradients: whether to hold the targets constant, `b[]`.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own `v_t`, and no target sees beyond. None was
+            cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
 
     Returns:
-        The errors, targets minus predictions, `f[T]`, in units of return.
+        The errors, targets minus predictions, `f[T]`, in units of return; 0 at steps
+        that do not count.
 
     Raises:
         ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
@@ -103,7 +111,10 @@ def td_lambda(
         Sutton and Barto, `Reinforcement Learning: An Introduction
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 12.18.
     """
-    returns = lambda_returns(r_t, discount_t, v_t, lambda_)
+    (v_tm1,) = keep_where(mask_t, v_tm1)
+    returns = lambda_returns(
+        r_t, discount_t, v_t, lambda_, truncation_t=truncation_t, mask_t=mask_t
+    )
     return td_error(v_tm1, returns, stop_target_gradients)
 
 
@@ -114,6 +125,8 @@ def qv_max(
     discount_t: Annotated[Arg, "f[]"],
     q_t: Annotated[Arg, "f[A]"],
     stop_target_gradients: Flag = True,
+    *,
+    mask: Annotated[Arg | None, "b[A]"] = None,
 ) -> Annotated[Array, "f[]"]:
     r"""Computes the QVMAX error: a state value learned from the best action value.
 
@@ -125,9 +138,10 @@ def qv_max(
         r_t: reward that followed, `f[]`.
         discount_t: discount that followed, `f[]`, dimensionless, in `[0, 1]`; 0 on
             termination.
-        q_t: action values in the state reached, `f[A]`, in units of return; minus
-            infinity for an action that is not legal there.
+        q_t: action values in the state reached, `f[A]`, in units of return.
         stop_target_gradients: whether to hold the target constant, `b[]`.
+        mask: whether each action is legal in the state reached, `b[A]`; all are if
+            `None`.
 
     Returns:
         The error, target minus prediction, `f[]`, in units of return.
@@ -144,5 +158,5 @@ def qv_max(
         Wiering and van Hasselt, `The QV Family Compared to Other Reinforcement Learning
         Algorithms <https://doi.org/10.1109/ADPRL.2009.4927532>`_, 2009.
     """
-    v_t = jnp.max(contain_nonfinite(q_t, discount_t))
+    v_t = best_value(q_t, discount_t, mask)
     return td_error(v_tm1, r_t + discount_t * v_t, stop_target_gradients)

@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 import rlprims
 
-ACTIONS, STEPS = 4, 6
+ACTIONS = 4
 
 
 def value_of_sarsa(q_t, extra):
@@ -196,6 +196,51 @@ def test_persistent_q_learning_is_exact_at_the_ends_of_its_scale(alpha):
     assert error == 1.0 + 0.5 * 3.0 - 2.0
 
 
+GREEDY = {
+    "q_learning": lambda q, **k: rlprims.q_learning(q, 2, 0.5, 0.9, q, **k),
+    "double_q_learning": lambda q, **k: rlprims.double_q_learning(
+        q, 2, 0.5, 0.9, np.arange(4, dtype=np.float32), q, **k
+    ),
+    "persistent_q_learning": lambda q, **k: rlprims.persistent_q_learning(
+        q, 2, 0.5, 0.9, q, 0.3, **k
+    ),
+}
+
+
+class TestLegalActions:
+    """A mask does what minus infinity does, and hides what is not legal."""
+
+    mask = np.array([True, False, True, False])
+
+    @pytest.mark.parametrize("name", GREEDY)
+    def test_the_best_is_the_best_legal_one(self, name):
+        q = np.float32([1.0, 9.0, 2.0, np.nan])
+        few = np.where(self.mask, q, -np.inf).astype(np.float32)
+        fn = GREEDY[name]
+        assert fn(q, mask=self.mask) == fn(few)
+        assert np.isfinite(fn(q, mask=self.mask))
+
+    @pytest.mark.parametrize("name", GREEDY)
+    def test_where_none_is_legal_there_is_no_finite_value(self, name):
+        q, nothing = np.float32([1, 2, 3, 4]), np.zeros(4, bool)
+        assert not np.isfinite(GREEDY[name](q, mask=nothing))
+
+    @pytest.mark.parametrize("name", GREEDY)
+    def test_a_terminal_state_may_have_none(self, name):
+        """There the value is not defined, and does not count."""
+        nothing, q = np.zeros(4, bool), np.float32([1, 2, 3, 4])
+        more = {"double_q_learning": [q], "persistent_q_learning": [0.3]}
+
+        def error(discount, q_t):
+            fn = getattr(rlprims, name)
+            args = (q, 2, 0.5, discount, q_t, *more.get(name, []))
+            return fn(*args, False, mask=nothing)
+
+        assert error(0.0, q) == 0.5 - 3
+        gradients = jax.grad(error, argnums=(0, 1))(0.0, q)
+        assert all(np.isfinite(x).all() for x in gradients)
+
+
 class TestQvLearning:
     def test_agrees_with_the_textbook(self):
         q_tm1 = jnp.array([1.0, 2.0])
@@ -213,80 +258,6 @@ class TestQvLearning:
         )
         assert grads[0].tolist() == [0, -1]
         assert [float(g) for g in grads[1:]] == ([0, 0, 0] if stop else [1, 4, 0.5])
-
-
-@pytest.fixture
-def trajectory(rng):
-    """q_tm1, a_tm1, r_t, discount_t, q_t, a_t; an episode ends at step 2."""
-    q_tm1, q_t = rng.normal(size=(2, STEPS, ACTIONS)).astype(np.float32)
-    a_tm1, a_t = rng.integers(ACTIONS, size=(2, STEPS)).astype(np.int32)
-    r_t, discount_t = rng.uniform(0.1, 1, size=(2, STEPS)).astype(np.float32)
-    discount_t[2] = 0
-    return q_tm1, a_tm1, r_t, discount_t, q_t, a_t
-
-
-def errors_backwards(q_tm1, a_tm1, r_t, discount_t, v_t, lambda_):
-    errors, following = [], float(v_t[-1])
-    for t in reversed(range(STEPS)):
-        mixed = (1 - lambda_) * float(v_t[t]) + lambda_ * following
-        following = float(r_t[t]) + float(discount_t[t]) * mixed
-        errors.insert(0, following - q_tm1[t][a_tm1[t]])
-    return errors
-
-
-@pytest.mark.parametrize("lambda_", [0.0, 0.6, 1.0])
-def test_sarsa_lambda_bootstraps_from_the_actions_taken(trajectory, lambda_):
-    *common, q_t, a_t = trajectory
-    v_t = [q_t[t][a_t[t]] for t in range(STEPS)]
-    actual = rlprims.sarsa_lambda(*common, q_t, a_t, lambda_)
-    expected = errors_backwards(*common, v_t, lambda_)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("lambda_", [0.0, 0.6, 1.0])
-def test_q_lambda_bootstraps_from_the_best_actions(trajectory, lambda_):
-    *common, q_t, _ = trajectory
-    v_t = [max(map(float, q)) for q in q_t]
-    actual = rlprims.q_lambda(*common, q_t, lambda_)
-    expected = errors_backwards(*common, v_t, lambda_)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("stop", [True, False])
-@pytest.mark.parametrize("name", ["sarsa_lambda", "q_lambda"])
-class TestMultistep:
-    def test_does_not_see_past_a_termination(self, trajectory, name, bad, stop):
-        q_tm1, a_tm1, r_t, discount_t, q_t, a_t = trajectory
-        more = [a_t] if name == "sarsa_lambda" else []
-        spoilt = np.where((np.arange(STEPS) >= 2)[:, None], bad, q_t)
-
-        def early(q_tm1, r_t, discount_t, q_t):
-            fn = getattr(rlprims, name)
-            args = (q_tm1, a_tm1, r_t, discount_t, q_t, *more, 0.9, stop)
-            return fn(*args)[:3].sum()
-
-        args = q_tm1, r_t, discount_t
-        assert early(*args, spoilt) == early(*args, q_t)
-        grads = jax.grad(early, argnums=(0, 1, 2, 3))(*args, spoilt)
-        assert all(np.isfinite(g[:3]).all() for g in grads)
-
-
-@pytest.mark.parametrize("name", ["sarsa_lambda", "q_lambda"])
-@pytest.mark.parametrize("stop", [True, False])
-def test_multistep_gradients_flow_through_targets_only_on_request(
-    trajectory, name, stop
-):
-    q_tm1, a_tm1, r_t, discount_t, q_t, a_t = trajectory
-    more = [a_t] if name == "sarsa_lambda" else []
-
-    def total(q_tm1, q_t):
-        args = (q_tm1, a_tm1, r_t, discount_t, q_t, *more, 0.9, stop)
-        return getattr(rlprims, name)(*args).sum()
-
-    wrt_q_tm1, wrt_q_t = jax.grad(total, argnums=(0, 1))(q_tm1, q_t)
-    np.testing.assert_array_equal(wrt_q_tm1, -np.eye(ACTIONS)[a_tm1])
-    assert np.any(wrt_q_t) != stop
 
 
 class TestErrors:

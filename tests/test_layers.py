@@ -19,8 +19,9 @@ LAYERS = [
     {"_checks"},
     {"arrays", "gradients"},
     {"categorical", "losses", "recurrences", "transforms", "two_hot"},
-    {"distributions", "off_policy", "returns", "transform_pairs"},
-    {"action_values", "policy_gradients", "state_values"},
+    {"advantages", "distributions", "off_policy", "returns", "transform_pairs"},
+    {"action_value_traces", "action_values", "policy_gradients", "state_values"}
+    | {"regret_policy_gradients"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

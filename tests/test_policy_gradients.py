@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlprims.policy_gradients import (
+from rlprims import (
     clipped_surrogate_pg_loss,
     dpg_loss,
     entropy_loss,
@@ -132,6 +132,10 @@ def arguments(fn, steps):
         entropy_loss: ["logits_t", "w_t"],
     }.get(fn, ["logits_t", "q_t"])
     return {name: steps[name] for name in names}
+
+
+def as_floats(numbers):
+    return {k: np.float32(x) for k, x in numbers.items()}
 
 
 def by_floats(fn, **kwargs):
@@ -553,6 +557,62 @@ class TestWeights:
         twice = {k: np.concatenate([x, x]) for k, x in args.items()}
         twice["w_t"][T:] = 0
         close(fn(**twice), fn(**args) / 2)
+
+
+@pytest.mark.parametrize(
+    "fn", [*WITH_LOGITS, clipped_surrogate_pg_loss], ids=lambda fn: fn.__name__
+)
+class TestSteps:
+    """Steps may be left out, and the rest averaged, summed or left as they are."""
+
+    kept = np.array([True, False, True, True, False])
+
+    @pytest.fixture
+    def given(self, fn, steps):
+        if fn is not clipped_surrogate_pg_loss:
+            return arguments(fn, steps)
+        ratios = 0.5 + steps["w_t"]
+        return {"prob_ratios_t": ratios, "adv_t": steps["adv_t"], "epsilon": 0.2}
+
+    def on(self, where, given):
+        return {k: x[where] if np.ndim(x) else x for k, x in given.items()}
+
+    def test_reductions_are_those_of_the_loss_of_each_step(self, fn, given):
+        each = fn(**given, reduction="none")
+        alone = [fn(**self.on(slice(t, t + 1), given)) for t in range(T)]
+        close(each, alone)
+        close(fn(**given, reduction="sum"), np.sum(alone, dtype=np.float32))
+        close(fn(**given), np.mean(alone, dtype=np.float32))
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    @pytest.mark.parametrize("junk", [np.nan, np.inf, 9.0])
+    def test_steps_left_out_might_as_well_be_deleted(self, fn, given, reduction, junk):
+        def spoil(x):
+            bad = -1 if x.dtype == np.int32 else np.float32(junk)
+            where = self.kept.reshape(-1, *[1] * (x.ndim - 1))
+            return np.where(where, x, bad).astype(x.dtype)
+
+        dirty = {k: spoil(x) if np.ndim(x) else x for k, x in given.items()}
+        masked = functools.partial(fn, reduction=reduction, mask_t=self.kept)
+        left = self.on(self.kept, given)
+        deleted = functools.partial(fn, reduction=reduction)
+        close(masked(**dirty), deleted(**left))
+        epsilon = {k: dirty.pop(k) for k in ["epsilon"] if left.pop(k, None)}
+        expected = by_floats(deleted, **left, **as_floats(epsilon))
+        for name, gradient in by_floats(masked, **dirty, **as_floats(epsilon)).items():
+            if np.ndim(gradient):
+                close(gradient[self.kept], expected[name])
+                assert not gradient[~self.kept].any()
+            else:
+                close(gradient, expected[name])
+
+    def test_where_no_step_is_left_the_loss_is_zero(self, fn, given):
+        assert fn(**given, mask_t=np.zeros(T, bool)) == 0
+
+    def test_another_reduction_is_refused(self, fn, given):
+        message = f"{fn.__name__}: reduction must be one of 'mean', 'sum', 'none', got"
+        with pytest.raises(ValueError, match=message):
+            fn(**given, reduction="max")
 
 
 class TestAllOfThem:

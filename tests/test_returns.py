@@ -1,4 +1,7 @@
-"""Multistep returns, against sums written out step by step."""
+"""Multistep returns, against sums written out step by step.
+
+What returns and advantages share is tested here for both.
+"""
 
 import functools
 
@@ -28,16 +31,6 @@ def lambda_return(r, discount, v, lambda_, t, horizon):
         total += weight * (1 - keep) * n_step_return(r, discount, v, t, n)
         weight *= keep
     return total + weight * n_step_return(r, discount, v, t, horizon)
-
-
-def sum_of_errors(r, discount, values, decay, weight, t):
-    """Errors of one step from `t` on, each decayed by the steps before it."""
-    total = 0.0
-    for k in range(t, len(r)):
-        error = r[k] + discount[k] * values[k + 1] - values[k]
-        decays = [discount[i] * decay[i] for i in range(t, k)]
-        total += np.prod(decays) * np.prod(weight[t : k + 1]) * error
-    return total
 
 
 def bfloat16_ulp(x):
@@ -242,77 +235,6 @@ class TestNStepBootstrappedReturns:
         with jax.enable_x64(True):
             returns = rlprims.n_step_bootstrapped_returns(*trajectory, 2)
             assert returns.dtype == np.float32
-
-
-class TestTruncatedGeneralizedAdvantageEstimation:
-    def test_sums_decayed_errors(self, trajectory, lambda_, rng):
-        r, discount, _ = trajectory
-        values = rng.normal(size=8).astype(np.float32)
-        expected = [
-            sum_of_errors(r, discount, values, lambda_, np.ones(7), t) for t in range(7)
-        ]
-        actual = rlprims.truncated_generalized_advantage_estimation(
-            r, discount, lambda_, values
-        )
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
-
-    def test_is_the_lambda_return_less_the_value(self, trajectory, lambda_):
-        r, discount, v = trajectory
-        values = np.concatenate([np.float32([0.5]), v])
-        advantages = rlprims.truncated_generalized_advantage_estimation(
-            r, discount, lambda_, values
-        )
-        returns = rlprims.lambda_returns(r, discount, v, lambda_)
-        np.testing.assert_allclose(
-            advantages, returns - values[:-1], rtol=1e-5, atol=1e-6
-        )
-
-    def test_refuses_values_without_the_last(self, trajectory):
-        r, discount, v = trajectory
-        with pytest.raises(
-            ValueError, match=r"values has shape \(7,\), expected f\[T\+1\]"
-        ):
-            rlprims.truncated_generalized_advantage_estimation(r, discount, 0.9, v)
-
-
-class TestImportanceCorrectedTdErrors:
-    def test_sums_errors_weighted_by_ratios(self, trajectory, lambda_, rng):
-        r, discount, _ = trajectory
-        values = rng.normal(size=8).astype(np.float32)
-        rho = rng.uniform(0, 2, size=7).astype(np.float32)
-        expected = [
-            sum_of_errors(r, discount, values, lambda_, rho, t) for t in range(7)
-        ]
-        actual = rlprims.importance_corrected_td_errors(
-            r, discount, rho, lambda_, values
-        )
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
-
-    def test_equals_gae_on_policy(self, trajectory, lambda_, rng):
-        r, discount, _ = trajectory
-        values = rng.normal(size=8).astype(np.float32)
-        np.testing.assert_array_equal(
-            rlprims.importance_corrected_td_errors(
-                r, discount, np.ones_like(r), lambda_, values
-            ),
-            rlprims.truncated_generalized_advantage_estimation(
-                r, discount, lambda_, values
-            ),
-        )
-
-    @pytest.mark.parametrize("bad", [np.nan, np.inf])
-    def test_an_impossible_action_hides_all_that_follows(self, trajectory, bad):
-        r, discount, v = trajectory
-        rho = np.where(np.arange(7) == 1, 0, 1).astype(np.float32)
-        spoilt = np.where(np.arange(7) >= 1, bad, r)
-        values = np.concatenate([v, v[:1]])
-        errors = rlprims.importance_corrected_td_errors(
-            spoilt, discount, rho, 1.0, values
-        )
-        assert errors[1] == 0
-        np.testing.assert_allclose(
-            errors[0], r[0] + discount[0] * v[1] - v[0], rtol=1e-6
-        )
 
 
 @pytest.mark.parametrize("n", [5, 100, 400])

@@ -1,0 +1,21 @@
+"""Settings for every test, and for the examples in docstrings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+# No silent promotion, and more than one device, so that sharded calls are sharded.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def names_in_examples(doctest_namespace):
+    doctest_namespace |= {"jax": jax, "jnp": jnp}

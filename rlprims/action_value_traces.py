@@ -1,0 +1,159 @@
+"""Temporal-difference errors for action values, along a trajectory.
+
+Each is a multistep target minus the value of the action taken. The targets differ in
+the value they bootstrap from and in how far they trust what followed: Sarsa(λ) takes
+the actions as they came, Peng's Q(λ) too but bootstraps from the best one, Retrace
+corrects for the policy that took them.
+
+`truncation_t` and `mask_t` mean what they mean for returns.
+"""
+
+from typing import Annotated
+
+from jax import Array
+
+from rlprims._checks import Arg, Flag, checked
+from rlprims.arrays import batched_index, best_value, contain_nonfinite, keep_where
+from rlprims.gradients import td_error
+from rlprims.returns import lambda_returns
+
+__all__ = ["q_lambda", "sarsa_lambda"]
+
+
+@checked
+def sarsa_lambda(
+    q_tm1: Annotated[Arg, "f[T,A]"],
+    a_tm1: Annotated[Arg, "i[T]"],
+    r_t: Annotated[Arg, "f[T]"],
+    discount_t: Annotated[Arg, "f[T]"],
+    q_t: Annotated[Arg, "f[T,A]"],
+    a_t: Annotated[Arg, "i[T]"],
+    lambda_: Annotated[Arg, "f[]|f[T]"],
+    stop_target_gradients: Flag = True,
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+) -> Annotated[Array, "f[T]"]:
+    r"""Computes the errors of Sarsa(λ) along a trajectory.
+
+    .. math::
+        \delta_{t-1} = G_{t-1} - q_{t-1}(a_{t-1}), \qquad
+        G_{t-1} = r_t
+            + \gamma_t \bigl[(1 - \lambda_t) \, q_t(a_t) + \lambda_t \, G_t\bigr],
+        \qquad G_T = q_T(a_T)
+
+    Args:
+        q_tm1: action values at times `0..T-1`, `f[T,A]`, in units of return.
+        a_tm1: actions taken at times `0..T-1`, `i[T]`, in `[0, A)`.
+        r_t: rewards at times `1..T`, `f[T]`.
+        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
+            on termination.
+        q_t: action values at times `1..T`, `f[T,A]`, in units of return.
+        a_t: actions taken at times `1..T`, `i[T]`, in `[0, A)`.
+        lambda_: mixing between bootstrapping at once (0) and never (1), `f[]|f[T]`,
+            dimensionless.
+        stop_target_gradients: whether to hold the targets constant, `b[]`.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own value, and no target sees beyond. None was
+            cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+
+    Returns:
+        The errors, targets minus predictions, `f[T]`, in units of return; 0 at steps
+        that do not count.
+
+    Raises:
+        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
+        TypeError: if a dtype breaks its contract.
+
+    Example:
+        >>> q_tm1 = q_t = jnp.array([[1.0, 2.0], [4.0, 2.0]])
+        >>> a_tm1, a_t = jnp.array([1, 0]), jnp.array([0, 0])
+        >>> r_t, discount_t = jnp.ones(2), jnp.full(2, 0.5)
+        >>> sarsa_lambda(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, 1.0).tolist()
+        [0.5, -1.0]
+
+    References:
+        Rummery and Niranjan, On-line Q-learning Using Connectionist Systems, 1994.
+        Sutton and Barto, `Reinforcement Learning: An Introduction
+        <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 12.19.
+    """
+    q_tm1, a_tm1, discount_t, q_t, a_t = keep_where(
+        mask_t, q_tm1, a_tm1, discount_t, q_t, a_t
+    )
+    v_t = contain_nonfinite(batched_index(q_t, a_t), discount_t)
+    returns = lambda_returns(
+        r_t, discount_t, v_t, lambda_, truncation_t=truncation_t, mask_t=mask_t
+    )
+    return td_error(batched_index(q_tm1, a_tm1), returns, stop_target_gradients)
+
+
+@checked
+def q_lambda(
+    q_tm1: Annotated[Arg, "f[T,A]"],
+    a_tm1: Annotated[Arg, "i[T]"],
+    r_t: Annotated[Arg, "f[T]"],
+    discount_t: Annotated[Arg, "f[T]"],
+    q_t: Annotated[Arg, "f[T,A]"],
+    lambda_: Annotated[Arg, "f[]|f[T]"],
+    stop_target_gradients: Flag = True,
+    *,
+    mask: Annotated[Arg | None, "b[T,A]"] = None,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+) -> Annotated[Array, "f[T]"]:
+    r"""Computes the errors of Peng's Q(λ) along a trajectory.
+
+    For Watkins' Q(λ), set `lambda_` to 0 at the steps after which the action taken was
+    not the best one.
+
+    .. math::
+        \delta_{t-1} = G_{t-1} - q_{t-1}(a_{t-1}), \qquad
+        G_{t-1} = r_t + \gamma_t
+            \Bigl[(1 - \lambda_t) \max_a q_t(a) + \lambda_t \, G_t\Bigr],
+        \qquad G_T = \max_a q_T(a)
+
+    Args:
+        q_tm1: action values at times `0..T-1`, `f[T,A]`, in units of return.
+        a_tm1: actions taken at times `0..T-1`, `i[T]`, in `[0, A)`.
+        r_t: rewards at times `1..T`, `f[T]`.
+        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
+            on termination.
+        q_t: action values at times `1..T`, `f[T,A]`, in units of return.
+        lambda_: mixing between bootstrapping at once (0) and never (1), `f[]|f[T]`,
+            dimensionless.
+        stop_target_gradients: whether to hold the targets constant, `b[]`.
+        mask: whether each action is legal at times `1..T`, `b[T,A]`; all are if `None`.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own value, and no target sees beyond. None was
+            cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+
+    Returns:
+        The errors, targets minus predictions, `f[T]`, in units of return; 0 at steps
+        that do not count.
+
+    Raises:
+        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
+        TypeError: if a dtype breaks its contract.
+
+    Example:
+        >>> q_tm1 = q_t = jnp.array([[1.0, 2.0], [4.0, 2.0]])
+        >>> a_tm1, r_t, discount_t = jnp.array([1, 0]), jnp.ones(2), jnp.full(2, 0.5)
+        >>> q_lambda(q_tm1, a_tm1, r_t, discount_t, q_t, 1.0).tolist()
+        [0.5, -1.0]
+
+    References:
+        Kozuno et al., `Revisiting Peng's Q(λ) for Modern Reinforcement Learning
+        <https://arxiv.org/abs/2103.00107>`_, 2021.
+        Sutton and Barto, `Reinforcement Learning: An Introduction
+        <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 12.18.
+    """
+    q_tm1, a_tm1, discount_t, q_t = keep_where(mask_t, q_tm1, a_tm1, discount_t, q_t)
+    v_t = best_value(q_t, discount_t, mask)
+    returns = lambda_returns(
+        r_t, discount_t, v_t, lambda_, truncation_t=truncation_t, mask_t=mask_t
+    )
+    return td_error(batched_index(q_tm1, a_tm1), returns, stop_target_gradients)

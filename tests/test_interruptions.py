@@ -1,0 +1,258 @@
+"""Time limits and padding: many episodes in one trajectory are each on its own.
+
+Every function that takes `truncation_t` or `mask_t` along a trajectory is here.
+"""
+
+import functools
+import inspect
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rlprims
+
+ACTIONS = 3
+LONGEST = 4
+
+
+class Steps(NamedTuple):
+    """What the estimators need to know of each step, `[T]` or `[T, A]`."""
+
+    v_tm1: jax.Array
+    r_t: jax.Array
+    discount_t: jax.Array
+    v_t: jax.Array
+    lambda_t: jax.Array
+    rho_tm1: jax.Array
+    c_t: jax.Array
+    q_taken_t: jax.Array
+    q_tm1: jax.Array
+    q_t: jax.Array
+    pi_t: jax.Array
+    a_tm1: jax.Array
+    a_t: jax.Array
+
+
+def values(s):
+    """In one array, as if the trajectory were unbroken."""
+    return jnp.append(s.v_tm1, s.v_t[-1:])
+
+
+ESTIMATORS = {
+    "discounted_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t),
+    "lambda_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t, s.lambda_t),
+    "n_step_bootstrapped_returns": lambda s, f: f(
+        s.r_t, s.discount_t, s.v_t, 2, s.lambda_t
+    ),
+    "generalized_advantage_estimation": lambda s, f: f(
+        s.v_tm1,
+        s.r_t,
+        s.discount_t,
+        s.v_t,
+        s.lambda_t,
+        stop_target_gradients=False,
+    ),
+    "truncated_generalized_advantage_estimation": lambda s, f: f(
+        s.r_t, s.discount_t, s.lambda_t, values(s), v_t=s.v_t
+    ),
+    "importance_corrected_td_errors": lambda s, f: f(
+        s.r_t, s.discount_t, s.rho_tm1, s.lambda_t, values(s), v_t=s.v_t
+    ),
+    "general_off_policy_returns_from_q_and_v": lambda s, f: f(
+        s.q_taken_t[:-1], s.v_t, s.r_t, s.discount_t, s.c_t[:-1]
+    ),
+    "general_off_policy_returns_from_action_values": lambda s, f: f(
+        s.q_t, s.a_t, s.r_t, s.discount_t, s.c_t, s.pi_t
+    ),
+    "td_lambda": lambda s, f: f(s.v_tm1, s.r_t, s.discount_t, s.v_t, s.lambda_t, False),
+    "sarsa_lambda": lambda s, f: f(
+        s.q_tm1, s.a_tm1, s.r_t, s.discount_t, s.q_t, s.a_t, s.lambda_t, False
+    ),
+    "q_lambda": lambda s, f: f(
+        s.q_tm1, s.a_tm1, s.r_t, s.discount_t, s.q_t, s.lambda_t, False
+    ),
+}
+# Functions along a trajectory that need no place in this table, and why.
+ELSEWHERE = {"backward_recurrence": "knows no episodes"}
+
+
+@functools.cache
+def estimate_and_gradients(name):
+    """Returns a compiled function of steps, weights of the result, and cuts."""
+
+    def weighed(steps, weights, cuts):
+        fn = functools.partial(getattr(rlprims, name), **cuts)
+        result = ESTIMATORS[name](steps, fn)
+        return jnp.vdot(weights, result), result
+
+    def run(steps, weights, cuts):
+        floats = {k: x for k, x in steps._asdict().items() if x.dtype == jnp.float32}
+        fn = lambda floats: weighed(steps._replace(**floats), weights, cuts)
+        (_, result), gradients = jax.value_and_grad(fn, has_aux=True)(floats)
+        return result, gradients
+
+    return jax.jit(run)
+
+
+def random_steps(rng, size):
+    floats = rng.uniform(0.2, 1, size=(8, size))
+    actions = rng.integers(ACTIONS, size=(2, size))
+    q_tm1, q_t = rng.normal(size=(2, size, ACTIONS))
+    pi_t = rng.dirichlet(np.ones(ACTIONS), size=size)
+    return Steps(
+        *(np.float32(x) for x in (*floats, q_tm1, q_t, pi_t)), *np.int32(actions)
+    )
+
+
+class Episodes(NamedTuple):
+    """Episodes one after another, with steps to leave out."""
+
+    lengths: list[int]
+    terminated: list[bool]
+    kept: list[bool]
+    seed: int
+
+    def packed(self):
+        """Returns all steps in one, and where they are cut or left out.
+
+        What is left out holds nothing that can be computed with. If it is the last
+        step of an episode, it is marked as cut: who leaves it out must say so.
+        """
+        size = sum(self.lengths)
+        steps = random_steps(np.random.default_rng(self.seed), size)
+        lasts = np.cumsum(self.lengths) - 1
+        ends = np.isin(np.arange(size), lasts)
+        kept = np.array(self.kept[:size])
+        terminated = np.zeros(size, bool)
+        terminated[lasts] = self.terminated[: len(lasts)]
+        discount_t = np.where(terminated, 0, steps.discount_t).astype(np.float32)
+        steps = steps._replace(discount_t=discount_t)
+
+        def spoil(x):
+            bad = np.nan if x.dtype == np.float32 else -7
+            where = kept.reshape(-1, *[1] * (x.ndim - 1))
+            return np.where(where, x, np.asarray(bad, x.dtype))
+
+        truncation_t = ends & ~(terminated & kept)
+        return Steps(*map(spoil, steps)), truncation_t, kept
+
+    def apart(self, steps):
+        """Yields the steps of each episode that are kept, and where they are."""
+        stops = np.cumsum(self.lengths)
+        for start, stop in zip([0, *stops[:-1]], stops, strict=True):
+            where = np.arange(start, stop)[self.kept[start:stop]]
+            if len(where):
+                yield where, Steps(*(np.asarray(x)[where] for x in steps))
+
+
+@st.composite
+def episodes(draw, size=10):
+    lengths = []
+    while (left := size - sum(lengths)) > 0:
+        lengths.append(draw(st.integers(1, min(left, LONGEST))))
+    flags = lambda n: draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    seed = draw(st.integers(0, 2**16))
+    kept = flags(size) if draw(st.booleans()) else [True] * size
+    return Episodes(lengths, flags(len(lengths)), kept, seed)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+class TestEveryEstimator:
+    @settings(max_examples=40, deadline=None, derandomize=True)
+    @given(episodes=episodes())
+    def test_of_packed_episodes_is_that_of_each_apart(self, name, episodes):
+        """Steps that are left out hold NaN and actions that do not exist."""
+        steps, truncation_t, mask_t = episodes.packed()
+        weights = np.cos(np.arange(len(mask_t), dtype=np.float32))
+        cuts = {"truncation_t": truncation_t, "mask_t": mask_t}
+        run = estimate_and_gradients(name)
+        result, gradients = run(steps, weights, cuts)
+        expected = np.zeros_like(result)
+        slopes = {k: np.zeros_like(x) for k, x in gradients.items()}
+        for where, part in episodes.apart(steps):
+            expected[where], more = run(part, weights[where], {})
+            for k, x in more.items():
+                slopes[k][where] = x
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+        # What it would be to go on after a termination depends on what comes next.
+        going_on = steps.discount_t != 0
+        for grads in (gradients, slopes):
+            grads["discount_t"] = np.where(going_on, grads["discount_t"], 0)
+        for k, x in gradients.items():
+            np.testing.assert_allclose(x, slopes[k], rtol=1e-5, atol=1e-6, err_msg=k)
+
+    @settings(max_examples=10, deadline=None, derandomize=True)
+    @given(episodes=episodes())
+    def test_needs_no_mask_where_every_step_counts(self, name, episodes):
+        episodes = episodes._replace(kept=[True] * len(episodes.kept))
+        steps, truncation_t, mask_t = episodes.packed()
+        run, ones = estimate_and_gradients(name), np.ones(len(mask_t), np.float32)
+        cuts = {"truncation_t": truncation_t}
+        without, _ = run(steps, ones, cuts)
+        with_mask, _ = run(steps, ones, cuts | {"mask_t": mask_t})
+        np.testing.assert_allclose(without, with_mask, rtol=1e-5, atol=1e-6)
+
+    def test_of_padding_alone_is_zero(self, name):
+        episodes = Episodes([4], [False], [False] * 4, seed=0)
+        steps, _, mask_t = episodes.packed()
+        ones = np.ones(4, np.float32)
+        result, gradients = estimate_and_gradients(name)(
+            steps, ones, {"mask_t": mask_t}
+        )
+        assert not result.any()
+        assert not any(x.any() for x in gradients.values())
+
+    def test_a_step_before_the_last_of_all_may_be_cut_too(self, name):
+        """The next value then belongs to another episode, whatever it is."""
+        steps = random_steps(np.random.default_rng(0), 2)
+        cut = {"truncation_t": np.array([True, False])}
+        run, first = estimate_and_gradients(name), np.float32([1, 0])
+        result, _ = run(steps, first, cut)
+        later = Steps(*(np.stack([x[0], 9 * x[1]]) for x in steps))
+        later = later._replace(a_tm1=steps.a_tm1, a_t=steps.a_t)
+        other, _ = run(later, first, cut)
+        assert result[0] == other[0]
+
+
+def test_the_mistake_that_everybody_makes():
+    """A second episode's first value is no estimate of where the first one ended."""
+    v_tm1, v_t = jnp.array([1.0, 100.0]), jnp.array([1.0, 100.0])
+    nothing, one, cut = jnp.zeros(2), jnp.ones(2), jnp.array([True, False])
+    advantages = rlprims.generalized_advantage_estimation(
+        v_tm1, nothing, one, v_t, 1.0, truncation_t=cut
+    )
+    assert advantages.tolist() == [0, 0]
+    unbroken = rlprims.truncated_generalized_advantage_estimation(
+        nothing, one, 1.0, jnp.array([1.0, 100.0, 100.0])
+    )
+    assert unbroken.tolist() == [99, 0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["truncated_generalized_advantage_estimation", "importance_corrected_td_errors"],
+)
+def test_one_array_of_values_cannot_know_what_a_time_limit_hid(name):
+    steps = random_steps(np.random.default_rng(0), 3)
+    cut = {"truncation_t": np.zeros(3, bool), "v_t": None}
+    call = lambda *args, **given: getattr(rlprims, name)(*args, **given | cut)
+    with pytest.raises(
+        ValueError, match=f"^{name}: truncation_t needs v_t, the values"
+    ):
+        ESTIMATORS[name](steps, call)
+
+
+def test_no_function_along_a_trajectory_is_left_out():
+    names = {
+        name
+        for name, fn in vars(rlprims).items()
+        if inspect.isfunction(fn) and hasattr(fn, "__contracts__")
+        if {"truncation_t", "mask_t"} & inspect.signature(fn).parameters.keys()
+        if fn.__contracts__["return"].text == "f[T]"
+    }
+    assert names == ESTIMATORS.keys() | ELSEWHERE.keys()
