@@ -29,32 +29,31 @@ tracing, so there a floating-point number outside becomes NaN.
 A parameter without a contract is a Python value, fixed while tracing. So is a Python
 `bool` or `int` where the annotation names that type beside the contract. One that is
 annotated `Literal[…]` must be one of the values listed.
+
+A parameter may be a named tuple whose fields have contracts: each is then an argument
+like any other, called `state.mean` in errors.
 """
 
 import functools
 import inspect
-import re
 import typing
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rlprims._contracts import Contract, Interval, Shape, Sizes
+
 P = ParamSpec("P")
 R = TypeVar("R")
-Shape = tuple[int, ...]
-Sizes = dict[str, Any]  # what each letter, and `...`, stands for in one call
-
 # A caller may pass anything array-like and the body receives an `Array`. No one type
 # says both, so type checkers are told nothing and the contract beside it says it all.
 Arg = Any
 Flag = Annotated[bool | Array, "b[]"]
 
-_DIM = r"(?:[A-Za-z]\w*(?:[+-]\d+)?|\d+)"
-_SPEC = re.compile(rf"([fibk])\[((?:\.\.\.|{_DIM})(?:,{_DIM})*)?\]")
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex, type(None))
 _NUMBERS = (int, float, np.number)
 _WORDS = {
@@ -69,103 +68,6 @@ _REMEDIES = {
     "b": "compare it, as in {} != 0",
     "k": "make one with jax.random.key(seed)",
 }
-
-
-class Spec(NamedTuple):
-    """One alternative of a contract, such as `f[T,A]`."""
-
-    kind: str
-    dims: tuple[str, ...]
-
-    def bind(self, shape: Shape, sizes: Sizes) -> Sizes | None:
-        """Returns `sizes` extended so that `shape` fits, or `None` if it cannot."""
-        sizes, dims = dict(sizes), self.dims
-        if dims[:1] == ("...",):
-            dims = dims[1:]
-            lead = shape[: max(len(shape) - len(dims), 0)]
-            shape = shape[len(lead) :]
-            if sizes.setdefault("...", lead) != lead:
-                return None
-        if len(shape) != len(dims):
-            return None
-        for dim, size in zip(dims, shape, strict=True):
-            letter, sign, offset = re.split(r"([+-]|$)", dim, maxsplit=1)
-            base = size - int(sign + (offset or "0"))
-            wanted = int(letter) if letter.isdigit() else sizes.setdefault(letter, base)
-            if base != wanted or base < 0:
-                return None
-        return sizes
-
-
-class Interval(NamedTuple):
-    """Bounds on values, such as `(0, 1]`."""
-
-    text: str
-    low: float
-    high: float
-
-    @classmethod
-    def parse(cls, text: str) -> "Interval":
-        """Reads `text`; a mistake in it shows up when the module is imported."""
-        if not re.fullmatch(r"[\[(][^,]+,[^,]+[\])]", text):
-            raise ValueError(f"not an interval: {text!r}")
-        low, high = text[1:-1].split(",")
-        return cls(text, float(low), float(high))
-
-    def holds(self, x: Any) -> Any:
-        """Tells whether `x`, a number or an array, lies within; NaN does not."""
-        above = x > self.low if self.text[0] == "(" else x >= self.low
-        below = x < self.high if self.text[-1] == ")" else x <= self.high
-        return above & below
-
-
-class Contract(NamedTuple):
-    """What one argument, or the result, must look like."""
-
-    text: str
-    specs: tuple[Spec, ...]
-    fixed: tuple[type, ...] = ()  # Python types that stay Python values
-    interval: Interval | None = None
-
-    @property
-    def kind(self) -> str:
-        """The letter of the dtype, which all alternatives share."""
-        return self.specs[0].kind
-
-    @property
-    def rank(self) -> int | None:
-        """The largest rank allowed, `None` if any is."""
-        if any("..." in spec.dims for spec in self.specs):
-            return None
-        return max(len(spec.dims) for spec in self.specs)
-
-    @classmethod
-    def parse(
-        cls, text: str, interval: str = "", fixed: tuple[type, ...] = ()
-    ) -> "Contract":
-        """Reads `text`; a mistake in it shows up when the module is imported."""
-        specs = []
-        for part in text.split("|"):
-            match = _SPEC.fullmatch(part)
-            if match is None:
-                raise ValueError(f"not a contract: {text!r}")
-            specs.append(
-                Spec(match[1], tuple(filter(None, (match[2] or "").split(","))))
-            )
-        if len({spec.kind for spec in specs}) > 1:
-            raise ValueError(f"a contract has one dtype: {text!r}")
-        bounds = Interval.parse(interval) if interval else None
-        return cls(text, tuple(specs), fixed, bounds)
-
-    @classmethod
-    def of(cls, hint: Any) -> "Contract | None":
-        """Reads the contract in a type hint, if there is one."""
-        args = typing.get_args(hint)
-        if hasattr(hint, "__metadata__"):
-            named = typing.get_args(args[0])
-            fixed = tuple(kind for kind in (bool, int) if kind in named)
-            return cls.parse(*hint.__metadata__, fixed=fixed)
-        return next(filter(None, map(cls.of, args)), None)  # as in Annotated[…] | None
 
 
 def checked(fn: Callable[P, R]) -> Callable[P, R]:
@@ -195,10 +97,16 @@ class _Checked:
         self.fn, self.name = fn, fn.__name__
         self.signature = inspect.signature(fn)
         hints = typing.get_type_hints(fn, include_extras=True)
-        contracts = {name: Contract.of(hint) for name, hint in hints.items()}
-        self.contracts = {name: c for name, c in contracts.items() if c}
         parameters = self.signature.parameters
-        self.inputs = {k: self.contracts[k] for k in parameters if k in self.contracts}
+        self.records = {k: r for k in parameters if (r := _record(hints.get(k)))}
+        self.inputs: dict[str, Contract] = {}
+        for name in parameters:
+            fields = _fields(name, self.records[name]) if name in self.records else {}
+            for key, hint in (fields or {name: hints.get(name)}).items():
+                if contract := Contract.of(hint):
+                    self.inputs[key] = contract
+        result = Contract.of(hints.get("return"))
+        self.contracts = self.inputs | ({"return": result} if result else {})
         self.intervals = {k: c.interval for k, c in self.inputs.items() if c.interval}
         self.ints = [k for k in parameters if hints.get(k) is int]
         self.choices = {
@@ -230,6 +138,7 @@ class _Checked:
                 required <= given.keys() <= allowed
             ):
                 given = self.bind(args, kwargs)
+            given = self.opened(given)
             self.refuse_out_of_bounds(given)
             self.refuse_what_is_no_int(given)
             self.refuse_what_is_no_choice(given)
@@ -258,6 +167,32 @@ class _Checked:
         except TypeError as error:
             raise TypeError(f"{self.name}: {error}.") from None
 
+    def opened(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Replaces each named tuple by its fields."""
+        flat = dict(given)
+        for name, record in self.records.items():
+            value: Any = flat.get(name)
+            if isinstance(value, record):
+                del flat[name]
+                flat |= {f"{name}.{k}": x for k, x in value._asdict().items()}
+            elif name in flat and (value is not None or not self.optional(name)):
+                raise TypeError(
+                    f"{self.name}: {name} must be of type {record.__name__}, got "
+                    f"{type(value).__name__}."
+                )
+        return flat
+
+    def closed(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+        """Puts the fields of each named tuple together again."""
+        given = {k: x for k, x in flat.items() if "." not in k}
+        for name, record in self.records.items():
+            fields = {
+                k: flat[f"{name}.{k}"] for k in record._fields if f"{name}.{k}" in flat
+            }
+            if fields:
+                given[name] = record(**fields)
+        return given
+
     def traced(self) -> Callable[..., Any]:
         """Returns what is compiled: check, cast, compute, cast back."""
 
@@ -270,7 +205,8 @@ class _Checked:
             arrays = {
                 name: jnp.asarray(values[name])
                 for name, contract in self.inputs.items()
-                if values[name] is not None and type(values[name]) not in contract.fixed
+                if values.get(name) is not None
+                and type(values[name]) not in contract.fixed
             }
             self.check_dtypes(arrays, given)
             self.check_shapes(arrays, tuple(given))
@@ -280,7 +216,7 @@ class _Checked:
                 name: _bounded(_cast(arrays[name], compute), self.inputs[name].interval)
                 for name in floats
             }
-            output = self.fn(**(given | arrays | cast))
+            output = self.fn(**self.closed(given | arrays | cast))
             return jax.tree.map(lambda x: _restore(x, compute, result), output)
 
         run.__name__ = run.__qualname__ = self.name
@@ -328,8 +264,7 @@ class _Checked:
         self, arrays: Mapping[str, Array], given: Mapping[str, Any]
     ) -> None:
         for name, value in given.items():
-            optional = self.defaults.get(name, ...) is None
-            if name in self.inputs and value is None and not optional:
+            if name in self.inputs and value is None and not self.optional(name):
                 raise TypeError(f"{self.name}: {name} must be an array, got None.")
         for name, array in arrays.items():
             kind = self.inputs[name].kind
@@ -361,38 +296,71 @@ class _Checked:
 
     def vmap_hint(self, shapes: Mapping[str, Shape], order: tuple[str, ...]) -> str:
         """Writes the `jax.vmap` call to make, if one extra leading axis is all."""
-        batched = {
+        for batched in self.batches(shapes):
+            sizes = {shape[0] for shape in batched.values()}
+            peeled = dict(shapes) | {k: shape[1:] for k, shape in batched.items()}
+            if len(sizes) == 1 and not self.mismatch(peeled):
+                return self.vmap_call(batched, order, sizes.pop())
+        return ""
+
+    def batches(self, shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
+        """Yields which arguments may have a batch axis: what must, then what may."""
+        ranks = {k: self.inputs[k].rank for k in shapes}
+        must = {
             name: shape
             for name, shape in shapes.items()
-            if self.inputs[name].rank is not None
-            and len(shape) == 1 + typing.cast(int, self.inputs[name].rank)
+            if ranks[name] is not None and len(shape) == 1 + (ranks[name] or 0)
         }
-        sizes = {shape[0] for shape in batched.values()}
-        batched |= {  # of any rank, and as long as the batch
-            name: shape
-            for name, shape in shapes.items()
-            if self.inputs[name].rank is None and {*shape[:1]} == sizes
-        }
-        peeled = dict(shapes) | {name: shape[1:] for name, shape in batched.items()}
-        if len(sizes) != 1 or self.mismatch(peeled):
-            return ""
-        names = [name for name in self.signature.parameters if name in order]
-        leading = dict(zip(self.signature.parameters, names, strict=False))
+        sizes = {shape[0] for shape in must.values()}
+        long = {k: x for k, x in shapes.items() if x and {x[0]} == sizes}
+        yield must | {k: shape for k, shape in long.items() if ranks[k] is None}
+        yield must | long
+
+    def vmap_call(
+        self, batched: Mapping[str, Shape], order: tuple[str, ...], size: int
+    ) -> str:
+        """Writes the `jax.vmap` call over the arguments that have a batch axis."""
+        parts = {name: [] for name in self.signature.parameters}
+        for key in order:
+            parts[key.split(".")[0]].append(key)
+        names = [name for name in parts if parts[name]]
+        whole = {name for name in names if {*parts[name]} <= batched.keys()}
+        if any(key.split(".")[0] not in whole for key in batched):
+            return ""  # of a named tuple only some fields are batched
+        leading = dict(zip(parts, names, strict=False))
         args = [k for k, v in leading.items() if k == v and not self.keyword_only(k)]
         kwargs = [name for name in names if name not in args]
-        bound = "".join(f", {k}={k}" for k in kwargs if k not in batched)
-        axes = tuple(0 if name in batched else None for name in args)
+        bound = "".join(f", {k}={k}" for k in kwargs if k not in whole)
+        axes = tuple(0 if name in whole else None for name in args)
         fn = f"functools.partial({self.name}{bound})" if bound else self.name
         in_axes = f", in_axes={axes}" if None in axes else ""
-        passed = args + [f"{k}={k}" for k in kwargs if k in batched]
+        passed = args + [f"{k}={k}" for k in kwargs if k in whole]
         call = f"jax.vmap({fn}{in_axes})({', '.join(passed)})"
         timed = any("T" in self.inputs[name].text for name in batched)
         other = " If time comes first, as in [T, B], map axis 1: in_axes=1, out_axes=1."
-        return f" For a batch of {sizes.pop()}, use {call}.{other if timed else ''}"
+        return f" For a batch of {size}, use {call}.{other if timed else ''}"
+
+    def optional(self, name: str) -> bool:
+        return self.defaults.get(name, ...) is None
 
     def keyword_only(self, name: str) -> bool:
         parameter = self.signature.parameters[name]
         return parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def _record(hint: Any) -> Any:
+    """Returns the named tuple in a type hint, if its fields have contracts."""
+    for kind in (hint, *typing.get_args(hint)):
+        if hasattr(kind, "_fields") and any(
+            map(Contract.of, _fields("", kind).values())
+        ):
+            return kind
+    return None
+
+
+def _fields(name: str, record: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(record, include_extras=True)
+    return {f"{name}.{k}": hints[k] for k in record._fields}
 
 
 def _is_new_key(array: Array) -> bool:

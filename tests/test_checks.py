@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax import Array
 
-from rlprims._checks import Arg, Contract, Flag, bounded, checked
+from rlprims._checks import Arg, Flag, bounded, checked
+from rlprims._contracts import Contract
 
 COMPILED = []  # one entry for each program compiled, by whomever
 
@@ -251,6 +252,64 @@ def test_takes_random_keys_of_both_styles():
     keys = jax.random.split(old, 4), jax.random.split(new, 4)
     vmapped = jax.vmap(draw, in_axes=(0, None))
     assert vmapped(keys[0], 1.0).tolist() == vmapped(keys[1], 1.0).tolist()
+
+
+class Moments(NamedTuple):
+    mean: Annotated[Arg, "f[A]"]
+    scale: Annotated[Arg, "f[]", "(0, inf)"] = 1.0
+    exact: Flag = True
+
+
+@checked
+def center(
+    x: Annotated[Arg, "f[A]"], state: Moments, other: Moments | None = None
+) -> Annotated[Array, "f[A]"]:
+    if other is not None:
+        state = state._replace(mean=state.mean + other.mean)
+    return (x - state.mean) / state.scale
+
+
+class TestNamedTuples:
+    """The fields of a named tuple are arguments like any other."""
+
+    def test_are_checked_cast_and_put_together_again(self):
+        state = Moments(np.array([1.0, 2.0], jnp.bfloat16), 2)
+        result = center(jnp.bfloat16([3, 6]), state)
+        assert (result.tolist(), result.dtype) == ([1, 2], jnp.bfloat16)
+        assert center(f32(2), state=Moments(f32(2), 0.5)).tolist() == [0, 0]
+        assert center(f32(2), Moments(f32(2)), Moments(f32(2))).tolist() == [-1, -1]
+
+    def test_may_be_mapped_and_differentiated(self):
+        batch = Moments(f32(3, 2), f32(3), np.ones(3, bool))
+        assert jax.vmap(center)(2 * f32(3, 2), batch).tolist() == [[1, 1]] * 3
+        by_state = jax.grad(lambda state: center(f32(2), state).sum(), allow_int=True)
+        assert by_state(Moments(f32(2))).mean.tolist() == [-1, -1]
+
+    def test_fields_are_named_in_errors(self):
+        wrong = [
+            (Moments(f32(3)), "state.mean has shape (3,), expected f[A] with A = 2."),
+            (Moments(f32(2), -1), "state.scale must be in (0, inf), got -1."),
+        ]
+        for state, expected in wrong:
+            text = message(ValueError, center, f32(2), state)
+            assert text == f"center: {expected}"
+        text = message(TypeError, center, f32(2), Moments(np.ones(2, np.int32)))
+        assert text.startswith("center: state.mean must be floating-point, got int32; ")
+
+    @pytest.mark.parametrize("state", [None, (f32(2), 1.0), f32(2)])
+    def test_another_type_is_refused(self, state):
+        kind = type(state).__name__
+        text = message(TypeError, center, f32(2), state)
+        assert text == f"center: state must be of type Moments, got {kind}."
+
+    def test_a_batch_of_them_is_refused_with_the_call_to_make(self):
+        state = Moments(f32(4, 2), f32(4), np.ones(4, bool))
+        call = "use jax.vmap(center)(x, state)."
+        assert call in message(ValueError, center, f32(4, 2), state)
+        shared = "use jax.vmap(center, in_axes=(0, None))(x, state)."
+        assert shared in message(ValueError, center, f32(4, 2), Moments(f32(2)))
+        some = message(ValueError, center, f32(4, 2), Moments(f32(4, 2)))
+        assert "jax.vmap" not in some
 
 
 # Refusals, in full
@@ -497,6 +556,22 @@ def test_a_batch_is_refused_with_the_call_to_make(fn, given, call):
 def test_a_batch_of_sequences_may_have_time_first():
     text = message(ValueError, keep, f32(2, 3), np.ones((2, 3), bool))
     assert text.endswith(f" use jax.vmap(keep)(x, mask).{TIME_FIRST}")
+
+
+def test_a_number_or_a_sequence_may_be_batched():
+    """A bootstrap of one number a trajectory looks like one of a number a step."""
+
+    @checked
+    def close(
+        r: Annotated[Arg, "f[T]"], last: Annotated[Arg, "f[]|f[T]"]
+    ) -> Annotated[Array, "f[T]"]:
+        return r + last
+
+    for last in (f32(2), f32(2, 3)):
+        text = message(ValueError, close, f32(2, 3), last)
+        assert "For a batch of 2, use jax.vmap(close)(r, last)." in text
+    text = message(ValueError, close, f32(2, 3), f32(3))
+    assert "use jax.vmap(close, in_axes=(0, None))(r, last)." in text
 
 
 def test_no_call_is_suggested_that_would_not_work():

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import rlprims
-from rlprims._checks import Contract
+from rlprims._contracts import Contract
 
 MODULES = [
     importlib.import_module(f"rlprims.{module.name}")
@@ -142,16 +142,49 @@ def example(kind, shape, rng, dtype=np.float32, below=3):
             return jax.random.split(jax.random.key(rng.integers(2**16)), shape)
 
 
+def records_of(fn):
+    """The type of each parameter that is a named tuple with contracts."""
+    hints = typing.get_type_hints(fn, include_extras=True)
+    kinds = {k: (hint, *typing.get_args(hint)) for k, hint in hints.items()}
+    named = {k: [x for x in kinds[k] if hasattr(x, "_fields")] for k in kinds}
+    return {k: x[0] for k, x in named.items() if x and k != "return"}
+
+
+def parameters_of(fn, records):
+    """Parameters by name, with those of a named tuple's fields in its place."""
+    parameters = {}
+    for name, parameter in inspect.signature(fn).parameters.items():
+        if name not in records:
+            parameters[name] = parameter
+            continue
+        for field, other in inspect.signature(records[name]).parameters.items():
+            default = parameter.default if parameter.default is None else other.default
+            parameters[f"{name}.{field}"] = other.replace(default=default)
+    return parameters
+
+
+def put_together(records, arguments):
+    together = {k: x for k, x in arguments.items() if "." not in k}
+    for name, record in records.items():
+        own = [k for k in arguments if k.startswith(f"{name}.")]
+        fields = {k.removeprefix(f"{name}."): arguments[k] for k in own}
+        if fields:
+            together[name] = record(**fields)
+    return together
+
+
 class Case:
     """A way to call a function: with what it requires, or (`full`) with everything.
 
     Of a union, a call takes the first alternative, or (`full`) the last. Flags keep
-    their defaults.
+    their defaults. The fields of a named tuple, such as `state.mean`, are arguments
+    by themselves, which `call` puts together.
     """
 
     def __init__(self, fn, full):
         self.fn, self.full, self.name = fn, full, fn.__name__
-        parameters = inspect.signature(fn).parameters
+        self.records = records_of(fn)
+        parameters = parameters_of(fn, self.records)
         self.contracts = {k: fn.__contracts__.get(k) for k in parameters}
         self.flags = [k for k, c in self.contracts.items() if c and bool in c.fixed]
         self.inputs = {
@@ -167,12 +200,14 @@ class Case:
         self.makers = EXAMPLES.get(self.name, {})
         plain = self.makers.keys() - fn.__contracts__.keys()
         self.static = {k: self.makers[k](None) for k in plain}
-        self.call = functools.partial(fn, **self.static)
         hints = typing.get_type_hints(fn, include_extras=True)
         self.results = list(contracts_in(hints["return"]))
 
     def __repr__(self):
         return self.name + "-full" * self.full
+
+    def call(self, **arguments):
+        return self.fn(**self.static, **put_together(self.records, arguments))
 
     def arguments(self, rng, dtype=np.float32, choice=None, below=3, **shaping):
         choice = choice or dict.fromkeys(self.inputs, -self.full)
@@ -542,7 +577,7 @@ def test_a_batch_is_refused_with_the_call_to_make(case, rng):
             case.call(**batch)
         call = re.findall(r"use (jax\.vmap\(.*\))\.(?:$| If)", str(error.value))[0]
         scope = {"jax": jax, "functools": functools, case.name: case.fn}
-        result = eval(call, scope, case.static | batch)
+        result = eval(call, scope, case.static | put_together(case.records, batch))
         expected = stack_results(case.call(**one), case.call(**two))
         assert_equal(result, expected, rtol=1e-5)
 
@@ -593,7 +628,12 @@ def test_docstring_has_an_entry_for_each_parameter(name):
 @over(50, is_public)
 def test_docstring_repeats_each_contract(case):
     for name, contract in case.contracts.items():
-        assert not contract or f"`{contract.text}`" in entries(case.name)[name]
+        parameter, _, field = name.partition(".")
+        if field:
+            text = inspect.getdoc(case.records[parameter])
+        else:
+            text = entries(case.name)[parameter]
+        assert not contract or f"`{contract.text}`" in text
     for contract in case.results:
         assert f"`{contract.text}`" in sections(case.name)["Returns"]
 

@@ -16,6 +16,7 @@ import pytest
 import rlprims
 
 LAYERS = [
+    {"_contracts"},
     {"_checks"},
     {"arrays", "gradients"},
     {"categorical", "losses", "recurrences", "transforms", "two_hot"},

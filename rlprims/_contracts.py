@@ -1,0 +1,108 @@
+"""The notation of contracts on shapes, dtypes and values, as `_checks` explains it."""
+
+import re
+import typing
+from typing import Any, NamedTuple
+
+Shape = tuple[int, ...]
+Sizes = dict[str, Any]  # what each letter, and `...`, stands for in one call
+
+_DIM = r"(?:[A-Za-z]\w*(?:[+-]\d+)?|\d+)"
+_SPEC = re.compile(rf"([fibk])\[((?:\.\.\.|{_DIM})(?:,{_DIM})*)?\]")
+
+
+class Spec(NamedTuple):
+    """One alternative of a contract, such as `f[T,A]`."""
+
+    kind: str
+    dims: tuple[str, ...]
+
+    def bind(self, shape: Shape, sizes: Sizes) -> Sizes | None:
+        """Returns `sizes` extended so that `shape` fits, or `None` if it cannot."""
+        sizes, dims = dict(sizes), self.dims
+        if dims[:1] == ("...",):
+            dims = dims[1:]
+            lead = shape[: max(len(shape) - len(dims), 0)]
+            shape = shape[len(lead) :]
+            if sizes.setdefault("...", lead) != lead:
+                return None
+        if len(shape) != len(dims):
+            return None
+        for dim, size in zip(dims, shape, strict=True):
+            letter, sign, offset = re.split(r"([+-]|$)", dim, maxsplit=1)
+            base = size - int(sign + (offset or "0"))
+            wanted = int(letter) if letter.isdigit() else sizes.setdefault(letter, base)
+            if base != wanted or base < 0:
+                return None
+        return sizes
+
+
+class Interval(NamedTuple):
+    """Bounds on values, such as `(0, 1]`."""
+
+    text: str
+    low: float
+    high: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Interval":
+        """Reads `text`; a mistake in it shows up when the module is imported."""
+        if not re.fullmatch(r"[\[(][^,]+,[^,]+[\])]", text):
+            raise ValueError(f"not an interval: {text!r}")
+        low, high = text[1:-1].split(",")
+        return cls(text, float(low), float(high))
+
+    def holds(self, x: Any) -> Any:
+        """Tells whether `x`, a number or an array, lies within; NaN does not."""
+        above = x > self.low if self.text[0] == "(" else x >= self.low
+        below = x < self.high if self.text[-1] == ")" else x <= self.high
+        return above & below
+
+
+class Contract(NamedTuple):
+    """What one argument, or the result, must look like."""
+
+    text: str
+    specs: tuple[Spec, ...]
+    fixed: tuple[type, ...] = ()  # Python types that stay Python values
+    interval: Interval | None = None
+
+    @property
+    def kind(self) -> str:
+        """The letter of the dtype, which all alternatives share."""
+        return self.specs[0].kind
+
+    @property
+    def rank(self) -> int | None:
+        """The largest rank allowed, `None` if any is."""
+        if any("..." in spec.dims for spec in self.specs):
+            return None
+        return max(len(spec.dims) for spec in self.specs)
+
+    @classmethod
+    def parse(
+        cls, text: str, interval: str = "", fixed: tuple[type, ...] = ()
+    ) -> "Contract":
+        """Reads `text`; a mistake in it shows up when the module is imported."""
+        specs = []
+        for part in text.split("|"):
+            match = _SPEC.fullmatch(part)
+            if match is None:
+                raise ValueError(f"not a contract: {text!r}")
+            specs.append(
+                Spec(match[1], tuple(filter(None, (match[2] or "").split(","))))
+            )
+        if len({spec.kind for spec in specs}) > 1:
+            raise ValueError(f"a contract has one dtype: {text!r}")
+        bounds = Interval.parse(interval) if interval else None
+        return cls(text, tuple(specs), fixed, bounds)
+
+    @classmethod
+    def of(cls, hint: Any) -> "Contract | None":
+        """Reads the contract in a type hint, if there is one."""
+        args = typing.get_args(hint)
+        if hasattr(hint, "__metadata__"):
+            named = typing.get_args(args[0])
+            fixed = tuple(kind for kind in (bool, int) if kind in named)
+            return cls.parse(*hint.__metadata__, fixed=fixed)
+        return next(filter(None, map(cls.of, args)), None)  # as in Annotated[…] | None
