@@ -146,11 +146,13 @@ class _Checked:
             for name, value in given.items():
                 if name not in fixed or type(value) in fixed[name]:
                     static.append((name, type(value), value))  # as True equals 1
+                elif type(value) is int and self.inputs[name].kind == "f":
+                    dynamic[name] = float(value)  # it may be too long for an integer
                 else:
                     dynamic[name] = value
             try:
                 return compiled(tuple(static), dynamic)
-            except (TypeError, ValueError) as error:
+            except (OverflowError, TypeError, ValueError) as error:
                 self.refuse_what_is_no_array(given)
                 if str(error).startswith(f"{self.name}: "):
                     # One of ours: raised anew, without JAX's frames and its notes.
@@ -241,6 +243,11 @@ class _Checked:
                 raise TypeError(
                     f"{self.name}: {name} must be an array of numbers, got one of "
                     f"{value.dtype}."
+                ) from None
+            longest = jnp.iinfo(int)
+            if type(value) is int and not longest.min <= value <= longest.max:
+                raise ValueError(
+                    f"{self.name}: {name} must fit into {longest.dtype}, got {value}."
                 ) from None
 
     def refuse_what_is_no_int(self, given: Mapping[str, Any]) -> None:

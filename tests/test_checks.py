@@ -383,6 +383,15 @@ def test_an_array_of_no_numbers_is_named(array):
     assert message(TypeError, scale, array).startswith("scale: x must be ")
 
 
+def test_a_number_too_long_for_an_integer_is_named():
+    for value in (2**70, -(2**70)):
+        text = message(ValueError, pick, f32(2), value)
+        assert re.fullmatch(
+            rf"pick: index must fit into int(32|64), got {value}\.", text
+        )
+    assert negate(2**70) == -(2.0**70)
+
+
 def test_names_that_do_not_bind_are_refused():
     assert message(TypeError, scale, f32(2), by=1.0) == (
         "scale: got an unexpected keyword argument 'by'."
