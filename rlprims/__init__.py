@@ -10,6 +10,10 @@ of it can be had from here too:
 *   `policy_gradients`, `regret_policy_gradients`: losses whose gradient improves a
     policy.
 *   `categorical`, `distributions`: policies over a finite number of actions.
+*   `gaussians`: policies over continuous actions.
+*   `policy_targets`: actions and weights to learn a policy from.
+*   `exploration`: noise on actions and on priors.
+*   `embeddings`: what goes into a network beside the observation.
 *   `losses`: of one prediction against one target.
 *   `transforms`, `transform_pairs`, `two_hot`: values on a friendlier scale.
 *   `gradients`, `recurrences`, `arrays`: what the rest is made of.
@@ -21,10 +25,14 @@ from rlprims.advantages import *
 from rlprims.arrays import *
 from rlprims.categorical import *
 from rlprims.distributions import *
+from rlprims.embeddings import *
+from rlprims.exploration import *
+from rlprims.gaussians import *
 from rlprims.gradients import *
 from rlprims.losses import *
 from rlprims.off_policy import *
 from rlprims.policy_gradients import *
+from rlprims.policy_targets import *
 from rlprims.recurrences import *
 from rlprims.regret_policy_gradients import *
 from rlprims.returns import *

@@ -47,7 +47,7 @@ Epsilon = Annotated[Arg, "f[]", "[0, 1]"]
 EntropyClip = Annotated[Arg, "f[]", "[0, inf]"]
 
 
-def _method(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def method(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Checks a function under the name that its caller knows it by."""
 
     def decorate(fn: Callable[P, R]) -> Callable[P, R]:
@@ -236,28 +236,28 @@ def epsilon_greedy(epsilon: Epsilon | None = None) -> DiscreteDistribution:
 # The methods of a softmax
 
 
-@_method("softmax.sample")
+@method("softmax.sample")
 def _softmax_sample(
     key: Key, logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "i[...]"]:
     return draw(key, masked_log_softmax(logits, mask, temperature))
 
 
-@_method("softmax.probs")
+@method("softmax.probs")
 def _softmax_probs(
     logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "f[...,A]"]:
     return jnp.exp(masked_log_softmax(logits, mask, temperature))
 
 
-@_method("softmax.logprob")
+@method("softmax.logprob")
 def _softmax_logprob(
     sample: Actions, logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
     return batched_index(masked_log_softmax(logits, mask, temperature), sample)
 
 
-@_method("softmax.entropy")
+@method("softmax.entropy")
 def _softmax_entropy(
     logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
@@ -265,7 +265,7 @@ def _softmax_entropy(
     return weighted_sum(-log_probs, jnp.exp(log_probs))
 
 
-@_method("clipped_entropy_softmax.entropy")
+@method("clipped_entropy_softmax.entropy")
 def _clipped_entropy(
     logits: Numbers,
     *,
@@ -282,28 +282,28 @@ def _clipped_entropy(
 # The methods of ε-greedy
 
 
-@_method("epsilon_greedy.sample")
+@method("epsilon_greedy.sample")
 def _epsilon_greedy_sample(
     key: Key, preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "i[...]"]:
     return draw(key, _log(_epsilon_greedy(preferences, epsilon, mask)))
 
 
-@_method("epsilon_greedy.probs")
+@method("epsilon_greedy.probs")
 def _epsilon_greedy_probs(
     preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...,A]"]:
     return _epsilon_greedy(preferences, epsilon, mask)
 
 
-@_method("epsilon_greedy.logprob")
+@method("epsilon_greedy.logprob")
 def _epsilon_greedy_logprob(
     sample: Actions, preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
     return batched_index(_log(_epsilon_greedy(preferences, epsilon, mask)), sample)
 
 
-@_method("epsilon_greedy.entropy")
+@method("epsilon_greedy.entropy")
 def _epsilon_greedy_entropy(
     preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
@@ -311,7 +311,7 @@ def _epsilon_greedy_entropy(
     return weighted_sum(-_log(probs), probs)
 
 
-@_method("epsilon_greedy.kl")
+@method("epsilon_greedy.kl")
 def _epsilon_greedy_kl(
     p_preferences: Numbers,
     q_preferences: Numbers,

@@ -1,0 +1,231 @@
+"""Noise that makes an agent try what its policy alone would not.
+
+Each function takes a random key and gives the same noise for the same key. One key is
+enough for any number of actions, which get noise of their own.
+
+`add_gaussian_noise` and `add_ornstein_uhlenbeck_noise` add to continuous actions: what
+they return may lie beyond the bounds of the environment, and is for the caller to
+clip. `add_dirichlet_noise` mixes into the probabilities of a finite number of actions.
+"""
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rlprims._checks import Arg, checked
+from rlprims.arrays import contain_nonfinite
+from rlprims.categorical import which_legal
+
+__all__ = [
+    "add_dirichlet_noise",
+    "add_gaussian_noise",
+    "add_ornstein_uhlenbeck_noise",
+    "ornstein_uhlenbeck_noise",
+]
+
+Key = Annotated[Arg, "k[]"]
+Deviation = Annotated[Arg, "f[]|f[...]", "[0, inf)"]
+Damping = Annotated[Arg, "f[]|f[...]", "[0, 1]"]
+
+
+@checked
+def add_gaussian_noise(
+    key: Key, action: Annotated[Arg, "f[...]"], stddev: Deviation
+) -> Annotated[Array, "f[...]"]:
+    r"""Adds to each component of an action noise that is independent of all other.
+
+    .. math::
+        a + \sigma \epsilon, \qquad \epsilon \sim \mathcal{N}(0, 1)
+
+    Args:
+        key: a random key, `k[]`.
+        action: actions, `f[...]`.
+        stddev: standard deviation :math:`\sigma` of the noise, `f[]|f[...]`, in the
+            units of `action`, at least 0.
+
+    Returns:
+        The noisy actions, `f[...]`.
+
+    Raises:
+        ValueError: if a shape breaks its contract, or `stddev` is a Python number, and
+            negative or infinite.
+        TypeError: if `action` or `stddev` is not floating-point, or `key` is not a
+            random key.
+
+    Example:
+        >>> add_gaussian_noise(jax.random.key(0), jnp.array([1.0, 2.0]), 0.0).tolist()
+        [1.0, 2.0]
+
+    References:
+        Fujimoto et al., `Addressing Function Approximation Error in Actor-Critic
+        Methods <https://arxiv.org/abs/1802.09477>`_, 2018.
+    """
+    return action + _gaussian(key, action, stddev)
+
+
+@checked
+def add_ornstein_uhlenbeck_noise(
+    key: Key,
+    action: Annotated[Arg, "f[...]"],
+    noise_tm1: Annotated[Arg, "f[...]"],
+    damping: Damping,
+    stddev: Deviation,
+) -> Annotated[Array, "f[...]"]:
+    r"""Adds to an action noise that is correlated with that of the step before.
+
+    .. math::
+        a + n_t, \qquad n_t = (1 - \text{damping}) \, n_{t-1} + \sigma \epsilon,
+        \quad \epsilon \sim \mathcal{N}(0, 1)
+
+    The noise itself, which the next step needs, is `ornstein_uhlenbeck_noise` with the
+    same key. An agent can as well call that, and add.
+
+    Args:
+        key: a random key, `k[]`.
+        action: actions, `f[...]`.
+        noise_tm1: the noise of the step before, `f[...]`, in the units of `action`;
+            zeros on the first step of an episode.
+        damping: the part of the noise that each step forgets, `f[]|f[...]`,
+            dimensionless, in `[0, 1]`: with 1, this is `add_gaussian_noise`.
+        stddev: standard deviation :math:`\sigma` of what each step adds, `f[]|f[...]`,
+            in the units of `action`, at least 0.
+
+    Returns:
+        The noisy actions, `f[...]`.
+
+    Raises:
+        ValueError: if a shape breaks its contract, or `damping` or `stddev` is a
+            Python number out of range.
+        TypeError: if an argument is not floating-point, or `key` is not a random key.
+
+    Example:
+        >>> key, action, noise = jax.random.key(0), jnp.ones(2), jnp.array([0.0, 2.0])
+        >>> add_ornstein_uhlenbeck_noise(key, action, noise, 0.25, 0.0).tolist()
+        [1.0, 2.5]
+
+    References:
+        Uhlenbeck and Ornstein, `On the Theory of the Brownian Motion
+        <https://doi.org/10.1103/PhysRev.36.823>`_, 1930.
+    """
+    return action + _ornstein_uhlenbeck(key, noise_tm1, damping, stddev)
+
+
+@checked
+def ornstein_uhlenbeck_noise(
+    key: Key,
+    noise_tm1: Annotated[Arg, "f[...]"],
+    *,
+    damping: Damping,
+    stddev: Deviation,
+) -> Annotated[Array, "f[...]"]:
+    r"""Draws noise that is correlated with that of the step before.
+
+    .. math::
+        n_t = (1 - \text{damping}) \, n_{t-1} + \sigma \epsilon,
+        \qquad \epsilon \sim \mathcal{N}(0, 1)
+
+    In the long run its variance is
+    :math:`\sigma^2 / (1 - (1 - \text{damping})^2)`.
+
+    Args:
+        key: a random key, `k[]`.
+        noise_tm1: the noise of the step before, `f[...]`, in the units of actions;
+            zeros on the first step of an episode.
+        damping: the part of the noise that each step forgets, `f[]|f[...]`,
+            dimensionless, in `[0, 1]`.
+        stddev: standard deviation :math:`\sigma` of what each step adds, `f[]|f[...]`,
+            in the units of actions, at least 0.
+
+    Returns:
+        The noise of this step, `f[...]`, to add to the action and to keep.
+
+    Raises:
+        ValueError: if a shape breaks its contract, or `damping` or `stddev` is a
+            Python number out of range.
+        TypeError: if an argument is not floating-point, or `key` is not a random key.
+
+    Example:
+        >>> key, noise = jax.random.key(0), jnp.array([0.0, 2.0])
+        >>> ornstein_uhlenbeck_noise(key, noise, damping=0.25, stddev=0.0).tolist()
+        [0.0, 1.5]
+
+    References:
+        Uhlenbeck and Ornstein, `On the Theory of the Brownian Motion
+        <https://doi.org/10.1103/PhysRev.36.823>`_, 1930.
+    """
+    return _ornstein_uhlenbeck(key, noise_tm1, damping, stddev)
+
+
+@checked
+def add_dirichlet_noise(
+    key: Key,
+    prior: Annotated[Arg, "f[...,A]"],
+    dirichlet_alpha: Annotated[Arg, "f[]|f[A]", "(0, inf)"],
+    dirichlet_fraction: Annotated[Arg, "f[]", "[0, 1]"],
+    *,
+    mask: Annotated[Arg | None, "b[...,A]"] = None,
+) -> Annotated[Array, "f[...,A]"]:
+    r"""Mixes random probabilities into the prior of a search.
+
+    .. math::
+        (1 - x) \, p + x \, \eta, \qquad \eta \sim \text{Dirichlet}(\alpha)
+
+    where :math:`x` is the fraction. The smaller :math:`\alpha` is, the fewer actions
+    share the noise. With a mask the noise is among legal actions alone, and the result
+    is 0 for the others, whatever their prior. Where no action is legal, it is NaN.
+
+    The derivative with respect to :math:`\alpha` is that of a sample whose quantile
+    stays what it is.
+
+    Args:
+        key: a random key, `k[]`.
+        prior: probabilities of actions, `f[...,A]`, dimensionless.
+        dirichlet_alpha: concentration :math:`\alpha` of the noise, `f[]|f[A]`,
+            dimensionless, positive: less than 1 favours few actions, and more than 1
+            spreads over all.
+        dirichlet_fraction: the part :math:`x` that is noise, `f[]`, dimensionless, in
+            `[0, 1]`.
+        mask: whether each action is legal, `b[...,A]`; all are if `None`.
+
+    Returns:
+        The noisy probabilities, `f[...,A]`, dimensionless.
+
+    Raises:
+        ValueError: if a shape breaks its contract, or `dirichlet_alpha` or
+            `dirichlet_fraction` is a Python number out of range.
+        TypeError: if `prior` or a setting is not floating-point, `key` is not a random
+            key, or `mask` is not boolean.
+
+    Example:
+        >>> key, prior = jax.random.key(0), jnp.array([0.25, 0.75])
+        >>> add_dirichlet_noise(key, prior, 0.3, 0.0).tolist()
+        [0.25, 0.75]
+        >>> prior, mask = jnp.array([0.0, 1.0]), jnp.array([False, True])
+        >>> add_dirichlet_noise(key, prior, 0.3, 0.5, mask=mask).tolist()
+        [0.0, 1.0]
+
+    References:
+        Silver et al., `Mastering the Game of Go without Human Knowledge
+        <https://doi.org/10.1038/nature24270>`_, 2017.
+    """
+    legal = which_legal(prior, mask)
+    alphas = jnp.broadcast_to(dirichlet_alpha, prior.shape)
+    logs = jax.random.loggamma(key, alphas, dtype=prior.dtype)
+    noise = jax.nn.softmax(jnp.where(legal, logs, -jnp.inf), axis=-1)
+    rest = 1 - dirichlet_fraction
+    kept = contain_nonfinite(jnp.where(legal, prior, 0), rest)
+    return dirichlet_fraction * noise + rest * kept
+
+
+def _gaussian(key: Array, like: Array, stddev: Array) -> Array:
+    return stddev * jax.random.normal(key, like.shape, like.dtype)
+
+
+def _ornstein_uhlenbeck(
+    key: Array, noise_tm1: Array, damping: Array, stddev: Array
+) -> Array:
+    kept = 1 - damping
+    fresh = _gaussian(key, noise_tm1, stddev)
+    return kept * contain_nonfinite(noise_tm1, kept) + fresh
