@@ -105,25 +105,21 @@ def above_one(x):
     return x + 1
 
 
+LIMITS = {"sigma_min": negative}
+BOUNDS = {"minimum": negative, "maximum": above_one}
+
 # Arguments that cannot be just anything: what makes a random example a proper one.
 EXAMPLES = {
     "embed_oar": {"num_actions": as_many("A")},
     "expected_sarsa": {"probs_a_t": probabilities},
     "general_off_policy_returns_from_action_values": {"pi_t": probabilities},
     "one_hot": {"num_classes": as_many("A")},
-    **dict.fromkeys(
-        ("squashed_gaussian.logprob", "squashed_gaussian.prob"),
-        {"minimum": negative, "maximum": above_one, "sigma_min": negative},
-    ),
-    "squashed_gaussian.sample": {"minimum": negative, "sigma_min": negative},
-    **dict.fromkeys(
-        (
-            "squashed_gaussian.entropy",
-            "squashed_gaussian.kl",
-            "squashed_gaussian.kl_to_standard_normal",
-        ),
-        {"sigma_min": negative},
-    ),
+    "squashed_gaussian.entropy": LIMITS,
+    "squashed_gaussian.kl": LIMITS,
+    "squashed_gaussian.kl_to_standard_normal": LIMITS,
+    "squashed_gaussian.logprob": LIMITS | BOUNDS,
+    "squashed_gaussian.prob": LIMITS | BOUNDS,
+    "squashed_gaussian.sample": LIMITS | BOUNDS,
     "transform_from_2hot": {"min_value": negative, "num_bins": as_many("K")},
     "transform_to_2hot": {"min_value": negative, "num_bins": as_many("K")},
     "transform_to_2hot_nonlinear": {"bins": increasing},
