@@ -202,7 +202,9 @@ def sampled_policy_distillation_loss(
     actions, weights = stop_gradient_if(
         stop_target_gradients, jax.tree.map(jnp.asarray, given)
     )
-    _refuse_shape(f"{fn}: weights", weights, actions.shape[: weights.ndim])
+    if weights.shape != actions.shape[: weights.ndim]:
+        expected = jnp.shape(distribution.log_prob(actions))
+        _refuse_shape(f"{fn}: weights", weights, expected)
     if mask_t is not None:
         _refuse_shape(f"{fn}: mask_t", mask_t, weights.shape[1:])
         weights = jnp.where(jnp.asarray(mask_t)[None], weights, 0)

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import types
 from pathlib import Path
 
 import jax
@@ -70,6 +71,37 @@ def test_so_does_a_gradient(case, arguments):
         return jax.value_and_grad(result)(floats)
 
     assert not compiled_again(gradients, *arguments(case))
+
+
+BOUNDS = types.SimpleNamespace(minimum=np.zeros(3), maximum=np.ones(3))
+SQUASHED, ONES = rlprims.squashed_gaussian(), np.ones(3, np.float32)
+NORMAL = types.SimpleNamespace(
+    batch_shape=(3,),
+    sample=lambda seed, sample_shape: jax.random.normal(seed, (*sample_shape, 3)),
+    log_prob=lambda value: -(value**2),
+)
+TARGETS = rlprims.PolicyTarget(np.ones((4, 3), np.float32), np.ones((4, 3), np.float32))
+METHODS = {
+    "squashed_gaussian.sample": lambda x: SQUASHED.sample(
+        jax.random.key(0), ONES * x, ONES, BOUNDS
+    ),
+    "squashed_gaussian.logprob": lambda x: rlprims.squashed_gaussian(-x).logprob(
+        ONES / 2, ONES * x, ONES, BOUNDS
+    ),
+    "constant_policy_targets": lambda x: rlprims.constant_policy_targets(
+        NORMAL, jax.random.key(0), 4, float(x)
+    ),
+    "sampled_policy_distillation_loss": lambda x: (
+        rlprims.sampled_policy_distillation_loss(
+            NORMAL, TARGETS._replace(weights=TARGETS.weights * x), mask_t=ONES > 0
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_so_does_what_is_given_an_object(name):
+    assert not compiled_again(METHODS[name], *np.float32([1, 2, 3]))
 
 
 def memory():
