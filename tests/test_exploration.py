@@ -37,7 +37,7 @@ class TestGaussian:
     @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
     def test_adds_one_draw_to_each_component(self, rng, make_key, shape):
         action = rng.normal(size=shape).astype(np.float32)
-        noise = 0.5 * np.asarray(jax.random.normal(make_key(5), shape))
+        noise = 0.5 * np.asarray(jax.random.normal(make_key(5), shape, np.float32))
         same(add_gaussian_noise(make_key(5), action, 0.5), action + noise)
 
     def test_has_the_moments_it_is_given(self):
@@ -73,7 +73,7 @@ class TestOrnsteinUhlenbeck:
     @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
     def test_agrees_with_its_definition(self, rng, make_key, shape):
         action, noise_tm1 = rng.normal(size=(2, *shape)).astype(np.float32)
-        fresh = np.asarray(jax.random.normal(make_key(5), shape))
+        fresh = np.asarray(jax.random.normal(make_key(5), shape, np.float32))
         noise_t = 0.85 * noise_tm1 + 0.2 * fresh
         same(
             add_ornstein_uhlenbeck_noise(make_key(5), action, noise_tm1, 0.15, 0.2),
@@ -151,7 +151,7 @@ def weighed(prior, fraction, mask):
 
     def total(prior, fraction):
         noisy = add_dirichlet_noise(KEY, prior, 0.3, fraction, mask=mask)
-        return jnp.sum(noisy @ jnp.arange(3.0)), noisy
+        return jnp.sum(noisy @ np.arange(3, dtype=np.float32)), noisy
 
     gradients, noisy = jax.grad(total, (0, 1), has_aux=True)(prior, fraction)
     return noisy, *gradients
@@ -169,7 +169,9 @@ class TestDirichlet:
         prior = rng.dirichlet(np.ones(3), size=lead).astype(np.float32)
         for alpha in (0.3, 10.0):
             alphas = np.full(3, np.float32(alpha))
-            noise = np.asarray(jax.random.dirichlet(make_key(5), alphas, lead))
+            noise = np.asarray(
+                jax.random.dirichlet(make_key(5), alphas, lead, np.float32)
+            )
             noisy = add_dirichlet_noise(make_key(5), prior, alpha, 0.25)
             same(noisy, 0.75 * prior + 0.25 * noise)
             same(np.sum(noisy, axis=-1), np.ones(lead))
@@ -230,7 +232,9 @@ class TestDirichlet:
         assert weighed(PRIOR, 0.0, ALL)[0].tolist() == PRIOR.tolist()
 
     def test_gradients_reach_the_prior_and_the_fraction(self):
-        noise = np.asarray(jax.random.dirichlet(KEY, jnp.full(3, 0.3), (2,)))
+        noise = np.asarray(
+            jax.random.dirichlet(KEY, np.float32([0.3] * 3), (2,), np.float32)
+        )
         _, d_prior, d_fraction = weighed(PRIOR, 0.25, ALL)
         same(d_prior, [[0.0, 0.75, 1.5]] * 2)
         same(d_fraction, np.sum((noise - PRIOR) @ np.arange(3.0)), rtol=1e-5)

@@ -95,7 +95,7 @@ class TestGaussianDiagonal:
     @KEY_MAKERS
     def test_draws_once_for_each_component(self, rng, make_key):
         _, mu, _, sigma, _ = example(rng, 2, 3)
-        normal = jax.random.normal(make_key(3), (2, 3))
+        normal = jax.random.normal(make_key(3), (2, 3), np.float32)
         drawn = gaussian_diagonal().sample(make_key(3), mu, sigma)
         same(drawn, mu + sigma * np.asarray(normal))
         assert len(np.unique(normal)) == 6
@@ -258,7 +258,7 @@ class TestSquashedGaussian:
     def test_squashes_one_draw_for_each_component(self, rng, make_key):
         mu, spread, _, _, _ = example(rng, 2, 3)
         low, high = np.float32([-1.0, 0.0, 3.0]), np.float32([1.0, 0.5, 4.0])
-        noise = np.asarray(jax.random.normal(make_key(3), (2, 3)))
+        noise = np.asarray(jax.random.normal(make_key(3), (2, 3), np.float32))
         u = np.tanh(mu) + np.vectorize(scale_by_hand)(spread) * noise
         expected = (high + low) / 2 + (high - low) / 2 * np.tanh(u)
         spec = bounds(low, high)

@@ -102,7 +102,7 @@ class TestTargets:
         targets = make(policy, key, 4)
         assert policy.asked[0] is key
         assert policy.asked[1] == (4,)
-        noise = jax.random.normal(key, (4, 3, 2))
+        noise = jax.random.normal(key, (4, 3, 2), np.float32)
         same(targets.actions, policy.mu[None] + noise)
         assert targets.weights.shape == (4, 3)
 
@@ -312,7 +312,7 @@ class TestDistillation:
     def test_refuses_what_is_no_mask_no_weight_no_flag_and_no_reduction(self, rng):
         actions, weights, mu = example(rng)
         with pytest.raises(TypeError, match="mask_t must be boolean, got float32"):
-            loss(mu, actions, weights, mask_t=jnp.ones(3))
+            loss(mu, actions, weights, mask_t=np.ones(3, np.float32))
         with pytest.raises(
             TypeError, match="weights must be floating-point, got int32"
         ):
