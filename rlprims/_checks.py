@@ -75,6 +75,16 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
     return typing.cast(Callable[P, R], functools.wraps(fn)(_Checked(fn).call()))
 
 
+def checked_as(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Returns `checked`, under the name that a caller knows the function by."""
+
+    def decorate(fn: Callable[P, R]) -> Callable[P, R]:
+        fn.__name__ = name
+        return checked(fn)
+
+    return decorate
+
+
 def bounded(fn: Callable[P, R]) -> Callable[P, R]:
     """Makes `fn` refuse Python numbers outside its intervals, and nothing else.
 

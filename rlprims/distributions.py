@@ -12,12 +12,12 @@ an array is unknown while tracing, so there the result is NaN.
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from rlprims._checks import Arg, bounded, checked
+from rlprims._checks import Arg, bounded, checked_as
 from rlprims.arrays import batched_index, contain_nonfinite
 from rlprims.categorical import (
     categorical_kl_divergence,
@@ -35,9 +35,6 @@ __all__ = [
     "softmax",
 ]
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 Key = Annotated[Arg, "k[]"]
 Numbers = Annotated[Arg, "f[...,A]"]
 Actions = Annotated[Arg, "i[...]"]
@@ -45,16 +42,6 @@ Mask = Annotated[Arg | None, "b[...,A]"]
 Temperature = Annotated[Arg, "f[]", "(0, inf]"]
 Epsilon = Annotated[Arg, "f[]", "[0, 1]"]
 EntropyClip = Annotated[Arg, "f[]", "[0, inf]"]
-
-
-def method(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Checks a function under the name that its caller knows it by."""
-
-    def decorate(fn: Callable[P, R]) -> Callable[P, R]:
-        fn.__name__ = name
-        return checked(fn)
-
-    return decorate
 
 
 class DiscreteDistribution(NamedTuple):
@@ -236,28 +223,28 @@ def epsilon_greedy(epsilon: Epsilon | None = None) -> DiscreteDistribution:
 # The methods of a softmax
 
 
-@method("softmax.sample")
+@checked_as("softmax.sample")
 def _softmax_sample(
     key: Key, logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "i[...]"]:
     return draw(key, masked_log_softmax(logits, mask, temperature))
 
 
-@method("softmax.probs")
+@checked_as("softmax.probs")
 def _softmax_probs(
     logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "f[...,A]"]:
     return jnp.exp(masked_log_softmax(logits, mask, temperature))
 
 
-@method("softmax.logprob")
+@checked_as("softmax.logprob")
 def _softmax_logprob(
     sample: Actions, logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
     return batched_index(masked_log_softmax(logits, mask, temperature), sample)
 
 
-@method("softmax.entropy")
+@checked_as("softmax.entropy")
 def _softmax_entropy(
     logits: Numbers, *, temperature: Temperature, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
@@ -265,7 +252,7 @@ def _softmax_entropy(
     return weighted_sum(-log_probs, jnp.exp(log_probs))
 
 
-@method("clipped_entropy_softmax.entropy")
+@checked_as("clipped_entropy_softmax.entropy")
 def _clipped_entropy(
     logits: Numbers,
     *,
@@ -282,28 +269,28 @@ def _clipped_entropy(
 # The methods of ε-greedy
 
 
-@method("epsilon_greedy.sample")
+@checked_as("epsilon_greedy.sample")
 def _epsilon_greedy_sample(
     key: Key, preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "i[...]"]:
     return draw(key, _log(_epsilon_greedy(preferences, epsilon, mask)))
 
 
-@method("epsilon_greedy.probs")
+@checked_as("epsilon_greedy.probs")
 def _epsilon_greedy_probs(
     preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...,A]"]:
     return _epsilon_greedy(preferences, epsilon, mask)
 
 
-@method("epsilon_greedy.logprob")
+@checked_as("epsilon_greedy.logprob")
 def _epsilon_greedy_logprob(
     sample: Actions, preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
     return batched_index(_log(_epsilon_greedy(preferences, epsilon, mask)), sample)
 
 
-@method("epsilon_greedy.entropy")
+@checked_as("epsilon_greedy.entropy")
 def _epsilon_greedy_entropy(
     preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
@@ -311,7 +298,7 @@ def _epsilon_greedy_entropy(
     return weighted_sum(-_log(probs), probs)
 
 
-@method("epsilon_greedy.kl")
+@checked_as("epsilon_greedy.kl")
 def _epsilon_greedy_kl(
     p_preferences: Numbers,
     q_preferences: Numbers,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import contain_nonfinite
+from rlprims.arrays import weighted
 from rlprims.categorical import which_legal
 
 __all__ = [
@@ -214,9 +214,8 @@ def add_dirichlet_noise(
     alphas = jnp.broadcast_to(dirichlet_alpha, prior.shape)
     logs = jax.random.loggamma(key, alphas, dtype=prior.dtype)
     noise = jax.nn.softmax(jnp.where(legal, logs, -jnp.inf), axis=-1)
-    rest = 1 - dirichlet_fraction
-    kept = contain_nonfinite(jnp.where(legal, prior, 0), rest)
-    return dirichlet_fraction * noise + rest * kept
+    kept = weighted(jnp.where(legal, prior, 0), 1 - dirichlet_fraction)
+    return dirichlet_fraction * noise + kept
 
 
 def _gaussian(key: Array, like: Array, stddev: Array) -> Array:
@@ -226,6 +225,5 @@ def _gaussian(key: Array, like: Array, stddev: Array) -> Array:
 def _ornstein_uhlenbeck(
     key: Array, noise_tm1: Array, damping: Array, stddev: Array
 ) -> Array:
-    kept = 1 - damping
     fresh = _gaussian(key, noise_tm1, stddev)
-    return kept * contain_nonfinite(noise_tm1, kept) + fresh
+    return weighted(noise_tm1, 1 - damping) + fresh

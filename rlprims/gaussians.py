@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlprims._checks import Arg, bounded, checked
-from rlprims.distributions import method
+from rlprims._checks import Arg, bounded, checked, checked_as
 
 __all__ = [
     "ContinuousDistribution",
@@ -245,27 +244,27 @@ def multivariate_normal_kl_divergence(
 # The methods of a diagonal Gaussian
 
 
-@method("gaussian_diagonal.sample")
+@checked_as("gaussian_diagonal.sample")
 def _sample(key: Key, mu: Components, sigma: ScaleOrZero) -> Components:
     return _draw(key, mu, sigma)
 
 
-@method("gaussian_diagonal.prob")
+@checked_as("gaussian_diagonal.prob")
 def _prob(sample: Components, mu: Components, sigma: Scale) -> Measure:
     return jnp.exp(_log_density(sample, mu, sigma))
 
 
-@method("gaussian_diagonal.logprob")
+@checked_as("gaussian_diagonal.logprob")
 def _logprob(sample: Components, mu: Components, sigma: Scale) -> Measure:
     return _log_density(sample, mu, sigma)
 
 
-@method("gaussian_diagonal.entropy")
+@checked_as("gaussian_diagonal.entropy")
 def _entropy(mu: Components, sigma: Scale) -> Measure:
     return jnp.sum(jnp.log(_each(sigma, mu)) + (1 + _LOG_TAU) / 2, axis=-1)
 
 
-@method("gaussian_diagonal.kl_to_standard_normal")
+@checked_as("gaussian_diagonal.kl_to_standard_normal")
 def _kl_to_normal(mu: Components, sigma: Scale) -> Measure:
     return multivariate_normal_kl_divergence(mu, sigma, jnp.zeros_like(mu), 1.0)
 
@@ -292,7 +291,7 @@ def _log_density(x: Array, mu: Array, sigma: Array) -> Array:
 # The methods of a squashed Gaussian
 
 
-@method("squashed_gaussian.sample")
+@checked_as("squashed_gaussian.sample")
 def _squashed_sample(
     key: Key,
     mu: Components,
@@ -309,7 +308,7 @@ def _squashed_sample(
     return jnp.where(low < high, jnp.clip(actions, low, high), jnp.nan)
 
 
-@method("squashed_gaussian.prob")
+@checked_as("squashed_gaussian.prob")
 def _squashed_prob(
     sample: Components,
     mu: Components,
@@ -325,7 +324,7 @@ def _squashed_prob(
     return jnp.exp(_squashed(sample, *normal, minimum, maximum, rounded_to))
 
 
-@method("squashed_gaussian.logprob")
+@checked_as("squashed_gaussian.logprob")
 def _squashed_logprob(
     sample: Components,
     mu: Components,
@@ -341,21 +340,21 @@ def _squashed_logprob(
     return _squashed(sample, *normal, minimum, maximum, rounded_to)
 
 
-@method("squashed_gaussian.entropy")
+@checked_as("squashed_gaussian.entropy")
 def _squashed_entropy(
     mu: Components, sigma: Spread, *, sigma_min: LogScale, sigma_max: LogScale
 ) -> Measure:
     return _entropy(*_normal(mu, sigma, sigma_min, sigma_max))
 
 
-@method("squashed_gaussian.kl_to_standard_normal")
+@checked_as("squashed_gaussian.kl_to_standard_normal")
 def _squashed_kl_to_normal(
     mu: Components, sigma: Spread, *, sigma_min: LogScale, sigma_max: LogScale
 ) -> Measure:
     return _kl_to_normal(*_normal(mu, sigma, sigma_min, sigma_max))
 
 
-@method("squashed_gaussian.kl")
+@checked_as("squashed_gaussian.kl")
 def _squashed_kl(
     mu_0: Components,
     sigma_0: Spread,

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rlprims._checks import Arg
-from rlprims.arrays import contain_nonfinite, lhs_broadcast
-from rlprims.distributions import method
+from rlprims._checks import Arg, checked_as
+from rlprims.arrays import contain_nonfinite, lhs_broadcast, weighted
 from rlprims.gradients import stop_gradient_if
 from rlprims.losses import Reduction, reduced
 
@@ -215,7 +214,7 @@ def sampled_policy_distillation_loss(
     return _loss(log_probs, weights, mask_t, reduction=reduction)
 
 
-@method("sampled_policy_distillation_loss.loss")
+@checked_as("sampled_policy_distillation_loss.loss")
 def _loss(
     log_probs: Annotated[Arg, "f[...,N]"],
     weights: Annotated[Arg, "f[...,N]"],
@@ -223,8 +222,8 @@ def _loss(
     *,
     reduction: Reduction = "mean",
 ) -> Annotated[Array, "f[]|f[...]"]:
-    weighted = weights * contain_nonfinite(log_probs, weights)
-    return reduced(-jnp.mean(weighted, axis=-1), mask_t, reduction)
+    losses = -jnp.mean(weighted(log_probs, weights), axis=-1)
+    return reduced(losses, mask_t, reduction)
 
 
 def _targets(

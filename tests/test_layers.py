@@ -19,11 +19,12 @@ LAYERS = [
     {"_contracts"},
     {"_checks"},
     {"arrays", "gradients"},
-    {"categorical", "embeddings", "losses", "recurrences", "transforms", "two_hot"},
-    {"advantages", "distributions", "exploration", "off_policy", "returns"}
-    | {"transform_pairs"},
-    {"action_value_traces", "action_values", "gaussians", "policy_gradients"}
-    | {"policy_targets", "regret_policy_gradients", "state_values"},
+    {"categorical", "embeddings", "gaussians", "losses", "recurrences", "transforms"}
+    | {"two_hot"},
+    {"advantages", "distributions", "exploration", "off_policy", "policy_targets"}
+    | {"returns", "transform_pairs"},
+    {"action_value_traces", "action_values", "policy_gradients", "state_values"}
+    | {"regret_policy_gradients"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
