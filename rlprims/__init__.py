@@ -5,6 +5,7 @@ of it can be had from here too:
 
 *   `state_values`, `action_values`, `action_value_traces`: temporal-difference errors,
     which move predictions towards targets.
+*   `distributional`, `quantile`: losses of predicted distributions of the return.
 *   `returns`, `advantages`, `off_policy`: multistep estimates, for one's own policy and
     another's.
 *   `policy_gradients`, `regret_policy_gradients`: losses whose gradient improves a
@@ -24,6 +25,7 @@ from rlprims.action_values import *
 from rlprims.advantages import *
 from rlprims.arrays import *
 from rlprims.categorical import *
+from rlprims.distributional import *
 from rlprims.distributions import *
 from rlprims.embeddings import *
 from rlprims.exploration import *
@@ -33,6 +35,7 @@ from rlprims.losses import *
 from rlprims.off_policy import *
 from rlprims.policy_gradients import *
 from rlprims.policy_targets import *
+from rlprims.quantile import *
 from rlprims.recurrences import *
 from rlprims.regret_policy_gradients import *
 from rlprims.returns import *

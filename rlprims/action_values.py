@@ -19,6 +19,7 @@ from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import batched_index, best_value, contain_nonfinite, weighted
+from rlprims.categorical import best_action
 from rlprims.gradients import td_error
 
 __all__ = [
@@ -237,10 +238,7 @@ def double_q_learning(
         Sutton and Barto, `Reinforcement Learning: An Introduction
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 6.10.
     """
-    if mask is not None:
-        q_t_value = jnp.where(mask, q_t_value, -jnp.inf)
-        q_t_selector = jnp.where(mask, q_t_selector, -jnp.inf)
-    v_t = batched_index(q_t_value, jnp.argmax(q_t_selector))
+    v_t = batched_index(q_t_value, best_action(q_t_selector, mask))
     target = r_t + weighted(v_t, discount_t)
     return td_error(batched_index(q_tm1, a_tm1), target, stop_target_gradients)
 

@@ -228,6 +228,17 @@ def which_legal(numbers: Array, mask: Array | None) -> Array:
     return jnp.ones(numbers.shape, bool) if mask is None else mask
 
 
+def best_action(values: Array, mask: Array | None) -> Array:
+    """Returns the first legal action of highest value, or -1 where there is none.
+
+    A value of `-inf` is that of an action that is not legal. Where a legal one is NaN,
+    none is known to be best.
+    """
+    values = jnp.where(which_legal(values, mask), values, -jnp.inf)
+    exists = jnp.max(values, axis=-1) > -jnp.inf
+    return jnp.where(exists, jnp.argmax(values, axis=-1), -1)
+
+
 def draw(key: Array, log_probs: Array) -> Array:
     """Draws an index from each distribution, or -1 where it is none."""
     undefined = jnp.isnan(log_probs).any(axis=-1)

@@ -276,17 +276,7 @@ def _two_hot(x: Array, bins: Array) -> Array:
     num_bins = len(bins)
     k = jnp.searchsorted(bins, x, side="right", method="compare_all") - 1
     k = jnp.clip(k, 0, num_bins - 2)
-    low, high = bins[k], bins[k + 1]
-    # Unlike `jnp.clip`, this has the derivative of its argument at the ends too.
-    x = jnp.where(x < low, low, jnp.where(x > high, high, x))
-    below, above, width = x - low, high - x, jnp.where(high > low, high - low, 1)
-    # The smaller weight is computed and the larger one is what remains: no digits
-    # are lost next to a bin, and together they are exactly 1.
-    low_is_nearer = (below <= above) | jnp.isneginf(x)
-    small = jnp.where(low_is_nearer, below, above) / width
-    small = jnp.where(jnp.isinf(x), 0, small)  # then it is on an infinite bin
-    p_low = jnp.where(low_is_nearer, 1 - small, small)
-    p_high = jnp.where(low_is_nearer, small, 1 - small)
+    p_low, p_high = interpolation_weights(x, bins[k], bins[k + 1])
     one_hot = functools.partial(jax.nn.one_hot, num_classes=num_bins, dtype=x.dtype)
     weights = one_hot(k) * p_low + one_hot(k + 1) * p_high
     return jnp.where(jnp.isnan(x), x, weights)
@@ -311,3 +301,21 @@ def _mean(probs: Array, bins: Array) -> Array:
         p_high * b_high + p_low * b_low,
     )
     return jnp.sum(pairs) + middle
+
+
+# What projections are made of too
+
+
+def interpolation_weights(x: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """Returns the weights of `low` and `high` that make `x`, or the nearer of them."""
+    # Unlike `jnp.clip`, this has the derivative of its argument at the ends too.
+    x = jnp.where(x < low, low, jnp.where(x > high, high, x))
+    below, above, width = x - low, high - x, jnp.where(high > low, high - low, jnp.inf)
+    # The smaller weight is computed and the larger one is what remains: no digits
+    # are lost next to a bin, and together they are exactly 1.
+    low_is_nearer = (below <= above) | jnp.isneginf(x)
+    small = jnp.where(low_is_nearer, below, above) / width
+    small = jnp.where(jnp.isinf(x), 0, small)  # then it is on an infinite bin
+    p_low = jnp.where(low_is_nearer, 1 - small, small)
+    p_high = jnp.where(low_is_nearer, small, 1 - small)
+    return p_low, p_high

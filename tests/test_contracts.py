@@ -95,6 +95,11 @@ def increasing(x):
     return np.sort(x)
 
 
+def small(x):
+    """Returns stay within the atoms."""
+    return x / 8
+
+
 def negative(x):
     """The start of a range that ends above zero."""
     return -x
@@ -111,6 +116,10 @@ BOUNDS = {"minimum": negative, "maximum": above_one}
 # Arguments that cannot be just anything: what makes a random example a proper one.
 EXAMPLES = {
     "embed_oar": {"num_actions": as_many("A")},
+    "categorical_double_q_learning": {"q_atoms_tm1": increasing, "r_t": small},
+    "categorical_l2_project": {"z_q": increasing},
+    "categorical_q_learning": {"q_atoms_tm1": increasing, "r_t": small},
+    "categorical_td_learning": {"v_atoms_tm1": increasing, "r_t": small},
     "expected_sarsa": {"probs_a_t": probabilities},
     "general_off_policy_returns_from_action_values": {"pi_t": probabilities},
     "one_hot": {"num_classes": as_many("A")},

@@ -24,7 +24,7 @@ LAYERS = [
     {"advantages", "distributions", "exploration", "off_policy", "policy_targets"}
     | {"returns", "transform_pairs"},
     {"action_value_traces", "action_values", "policy_gradients", "state_values"}
-    | {"regret_policy_gradients"},
+    | {"distributional", "quantile", "regret_policy_gradients"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
