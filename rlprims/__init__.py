@@ -17,6 +17,10 @@ of it can be had from here too:
 *   `embeddings`: what goes into a network beside the observation.
 *   `losses`: of one prediction against one target.
 *   `transforms`, `transform_pairs`, `two_hot`: values on a friendlier scale.
+*   `auxiliary`: rewards and a loss for tasks of the agent's own.
+*   `sequences`: trajectories cut into pieces, and where episodes end.
+*   `trees`, `updates`, `collectives`: trees of arrays, target networks, and sums over
+    devices.
 *   `gradients`, `recurrences`, `arrays`: what the rest is made of.
 """
 
@@ -24,7 +28,9 @@ from rlprims.action_value_traces import *
 from rlprims.action_values import *
 from rlprims.advantages import *
 from rlprims.arrays import *
+from rlprims.auxiliary import *
 from rlprims.categorical import *
+from rlprims.collectives import *
 from rlprims.distributional import *
 from rlprims.distributions import *
 from rlprims.embeddings import *
@@ -39,9 +45,12 @@ from rlprims.quantile import *
 from rlprims.recurrences import *
 from rlprims.regret_policy_gradients import *
 from rlprims.returns import *
+from rlprims.sequences import *
 from rlprims.state_values import *
 from rlprims.transform_pairs import *
 from rlprims.transforms import *
+from rlprims.trees import *
 from rlprims.two_hot import *
+from rlprims.updates import *
 
 __version__ = "0.1.0"

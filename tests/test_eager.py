@@ -104,6 +104,29 @@ def test_so_does_what_is_given_an_object(name):
     assert not compiled_again(METHODS[name], *np.float32([1, 2, 3]))
 
 
+TREES = [{"a": jnp.full((2, 3), x), "b": jnp.full(2, 2 * x)} for x in (1.0, 2.0, 3.0)]
+FLAGS = [jnp.array([True, False]), jnp.array([False, True]), jnp.array([True, True])]
+IMAGES = jnp.zeros((5, 2, 3))
+OF_TREES = {
+    "transpose_first_axis_to_last": lambda i, fn: fn(TREES[i]),
+    "transpose_last_axis_to_first": lambda i, fn: fn(TREES[i]),
+    "tree_replace_masked": lambda i, fn: fn(TREES[i], TREES[0], FLAGS[i]),
+    "tree_select": lambda i, fn: fn(FLAGS[i], TREES[i], TREES[0]),
+    "tree_split_key": lambda i, fn: fn(jax.random.key(i), TREES[i]),
+    "tree_split_leaves": lambda i, fn: fn(TREES[i]),
+    "conditional_update": lambda i, fn: fn(TREES[i], TREES[0], FLAGS[i]),
+    "periodic_update": lambda i, fn: fn(TREES[i], TREES[0], i, jnp.array(i + 1)),
+    "extract_subsequences": lambda i, fn: fn(IMAGES, jnp.full((2, 1), i), 2, i + 1),
+    "AllSum": lambda i, fn: fn()(TREES[i]["a"]),
+}
+
+
+@pytest.mark.parametrize("name", OF_TREES)
+def test_so_does_a_call_on_trees(name):
+    call = lambda i: OF_TREES[name](i, getattr(rlprims, name))
+    assert not compiled_again(call, 0, 1, 2)
+
+
 def memory():
     """The bytes of this process that are in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])

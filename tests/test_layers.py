@@ -16,16 +16,19 @@ import pytest
 import rlprims
 
 LAYERS = [
-    {"_contracts"},
-    {"_checks"},
-    {"arrays", "gradients"},
-    {"categorical", "embeddings", "gaussians", "losses", "recurrences", "transforms"}
-    | {"two_hot"},
-    {"advantages", "distributions", "exploration", "off_policy", "policy_targets"}
-    | {"returns", "transform_pairs"},
-    {"action_value_traces", "action_values", "policy_gradients", "state_values"}
-    | {"distributional", "quantile", "regret_policy_gradients"},
-    {"__init__"},
+    layer.split()
+    for layer in (
+        "_contracts",
+        "_checks",
+        "arrays collectives gradients sequences",
+        "categorical embeddings gaussians losses recurrences transforms trees two_hot",
+        "advantages distributions exploration off_policy policy_targets returns "
+        "transform_pairs updates",
+        "action_value_traces action_values distributional policy_gradients quantile "
+        "regret_policy_gradients state_values",
+        "auxiliary",
+        "__init__",
+    )
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 DEPENDENCIES = {"jax", "jaxlib", "chex", "numpy", "dm-env"}
