@@ -6,8 +6,8 @@ of it can be had from here too:
 *   `state_values`, `action_values`, `action_value_traces`: temporal-difference errors,
     which move predictions towards targets.
 *   `distributional`, `quantile`: losses of predicted distributions of the return.
-*   `returns`, `advantages`, `off_policy`: multistep estimates, for one's own policy and
-    another's.
+*   `returns`, `advantages`, `off_policy`, `vtrace`: multistep estimates, for one's own
+    policy and another's.
 *   `policy_gradients`, `regret_policy_gradients`: losses whose gradient improves a
     policy.
 *   `categorical`, `distributions`: policies over a finite number of actions.
@@ -17,6 +17,7 @@ of it can be had from here too:
 *   `embeddings`: what goes into a network beside the observation.
 *   `losses`: of one prediction against one target.
 *   `transforms`, `transform_pairs`, `two_hot`: values on a friendlier scale.
+*   `nonlinear_bellman`, `transformed_action_values`: targets and errors of such values.
 *   `auxiliary`: rewards and a loss for tasks of the agent's own.
 *   `sequences`: trajectories cut into pieces, and where episodes end.
 *   `trees`, `updates`, `collectives`: trees of arrays, target networks, and sums over
@@ -38,6 +39,7 @@ from rlprims.exploration import *
 from rlprims.gaussians import *
 from rlprims.gradients import *
 from rlprims.losses import *
+from rlprims.nonlinear_bellman import *
 from rlprims.off_policy import *
 from rlprims.policy_gradients import *
 from rlprims.policy_targets import *
@@ -48,9 +50,11 @@ from rlprims.returns import *
 from rlprims.sequences import *
 from rlprims.state_values import *
 from rlprims.transform_pairs import *
+from rlprims.transformed_action_values import *
 from rlprims.transforms import *
 from rlprims.trees import *
 from rlprims.two_hot import *
 from rlprims.updates import *
+from rlprims.vtrace import *
 
 __version__ = "0.1.0"

@@ -249,6 +249,10 @@ class _Checked:
                     f"{self.name}: {name} must be an array or a number, got "
                     f"{type(value).__name__}; convert it with jnp.asarray({name})."
                 ) from None
+            if name not in self.inputs and isinstance(value, jax.Array | np.ndarray):
+                raise TypeError(
+                    f"{self.name}: {name} must be fixed while tracing, got an array."
+                ) from None
             if isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm":
                 raise TypeError(
                     f"{self.name}: {name} must be an array of numbers, got one of "

@@ -6,6 +6,7 @@ that counts for nothing.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
@@ -110,6 +111,20 @@ def contain_nonfinite(value: Array, weight: Array) -> Array:
 def weighted(value: Array, weight: Array) -> Array:
     """Multiplies, with nothing from where the weight is zero."""
     return weight * contain_nonfinite(value, weight)
+
+
+def guarded(fn: Callable[[Array], Array], x: Array) -> Array:
+    """Applies `fn`, with no gradient where the result is not finite.
+
+    Such a result may yet be multiplied by zero, but a gradient of zero times a slope
+    that is not finite would be NaN. The result may add axes to those of `x`, or lack
+    the last of them.
+    """
+    result = fn(jax.lax.stop_gradient(x))
+    added = tuple(range(x.ndim, result.ndim))
+    finite = jnp.isfinite(result).all(axis=added)
+    safe = fn(jnp.where(lhs_broadcast(finite, x), x, 0))
+    return jnp.where(lhs_broadcast(finite, result), safe, result)
 
 
 def lhs_broadcast(source: Arg, target: Arg) -> Array:

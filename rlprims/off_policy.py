@@ -143,6 +143,7 @@ def general_off_policy_returns_from_action_values(
         <https://arxiv.org/abs/1602.04951>`_, 2016.
     """
     q_t, a_t, discount_t, pi_t = keep_where(mask_t, q_t, a_t, discount_t, pi_t)
+    pi_t = contain_nonfinite(pi_t, discount_t[:, None])
     weights = discount_t[:, None] * pi_t
     v_t = jnp.sum(pi_t * contain_nonfinite(q_t, weights), axis=-1)
     c = jnp.where(jnp.arange(len(c_t)) < len(c_t) - 1, c_t, 0)
@@ -150,6 +151,13 @@ def general_off_policy_returns_from_action_values(
         batched_index(q_t, a_t), v_t, r_t, discount_t, c, truncation_t, mask_t
     )
     return stop_gradient_if(stop_target_gradients, returns)
+
+
+def trust(pi: Array, mu: Array) -> Array:
+    """Returns `min(1, pi / mu)`, and 0 where `pi` is 0, however small `mu` is."""
+    ratio = pi / jnp.where(pi < mu, mu, 1)
+    clipped = jnp.where((pi >= mu) & (pi > 0), 1, ratio)
+    return jnp.where(jnp.isnan(mu), mu, clipped)
 
 
 def _corrected_returns(
@@ -163,7 +171,7 @@ def _corrected_returns(
 ) -> Array:
     """Solves `G_{t-1} = r_t + discount_t (v_t + c_t (G_t - q_t))`, where `c_T = 0`."""
     q, v, r, discount = keep_where(mask_t, q, v, r, discount)
-    c = uncut(c, truncation_t, mask_t)
+    c = contain_nonfinite(uncut(c, truncation_t, mask_t), discount)
     q = contain_nonfinite(q, discount * c)
     bootstrap = contain_nonfinite(v, discount) - c * q
     return backward_recurrence(r + discount * bootstrap, discount * c, mask_t=mask_t)

@@ -77,11 +77,18 @@ def backward_recurrence(
         <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018,
         eq. 12.18, of which this is the general form.
     """
-    if mask_t is None:
-        return _recurrence(input_t, decay_t, last, decay_t == 0)
-    (inputs,), decays = keep_where(mask_t, input_t), jnp.where(mask_t, decay_t, 1)
+    inputs, decays = passing_over(mask_t, input_t, decay_t)
     (solution,) = keep_where(mask_t, _recurrence(inputs, decays, last, decays == 0))
     return solution
+
+
+def passing_over(
+    mask_t: Array | None, input_t: Array, decay_t: Array
+) -> tuple[Array, Array]:
+    """Returns coefficients that hand on, at a step left out, what follows it."""
+    if mask_t is None:
+        return input_t, decay_t
+    return jnp.where(mask_t, input_t, 0), jnp.where(mask_t, decay_t, 1)
 
 
 def uncut(weight: Array, truncation_t: Array | None, mask_t: Array | None) -> Array:

@@ -422,6 +422,17 @@ def test_a_choice_must_be_one_of_those_listed():
         assert text == f"total: how must be one of 'sum', 'mean', got {wrong!r}."
 
 
+def test_an_array_is_refused_where_any_python_value_must_be():
+    @checked
+    def apply(fn: Any, x: Annotated[Arg, "f[]"]) -> Any:
+        return fn(x)
+
+    assert apply(abs, -1.0) == 1
+    for array in (f32(1), np.ones(1)):
+        text = message(TypeError, apply, array, -1.0)
+        assert text == "apply: fn must be fixed while tracing, got an array."
+
+
 def test_a_traced_value_is_refused_where_a_python_int_must_be():
     assert "repeat: times must be a Python int" in (
         message(TypeError, jax.jit(repeat), 1.0, 3)

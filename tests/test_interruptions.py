@@ -18,6 +18,10 @@ import rlprims
 
 ACTIONS = 3
 LONGEST = 4
+# Its transform of zero is not zero, as padding is.
+PAIR = rlprims.compose_tx(
+    rlprims.SIGNED_HYPERBOLIC_PAIR, rlprims.TxPair(lambda x: x + 1, lambda x: x - 1)
+)
 
 
 class Steps(NamedTuple):
@@ -41,6 +45,15 @@ class Steps(NamedTuple):
 def values(s):
     """In one array, as if the trajectory were unbroken."""
     return jnp.append(s.v_tm1, s.v_t[-1:])
+
+
+def vtrace_inputs(s):
+    return s.v_tm1, s.v_t, s.r_t, s.discount_t, s.rho_tm1
+
+
+def mixed(results):
+    """Several results as one, in which each of them shows."""
+    return sum(weight * x for weight, x in enumerate(results, start=1))
 
 
 ESTIMATORS = {
@@ -75,6 +88,68 @@ ESTIMATORS = {
     ),
     "q_lambda": lambda s, f: f(
         s.q_tm1, s.a_tm1, s.r_t, s.discount_t, s.q_t, s.lambda_t, False
+    ),
+    "retrace": lambda s, f: f(
+        s.q_tm1,
+        s.q_t,
+        s.a_tm1,
+        s.a_t,
+        s.r_t,
+        s.discount_t,
+        s.pi_t,
+        s.c_t,
+        s.lambda_t,
+        stop_target_gradients=False,
+    ),
+    "retrace_continuous": lambda s, f: f(
+        s.v_tm1,
+        s.q_taken_t[:-1],
+        s.v_t,
+        s.r_t,
+        s.discount_t,
+        s.rho_tm1[:-1] - 0.6,
+        s.lambda_t[:-1],
+        stop_target_gradients=False,
+    ),
+    "transformed_lambda_returns": lambda s, f: f(
+        PAIR, s.r_t, s.discount_t, s.v_t, s.lambda_t
+    ),
+    "transformed_n_step_returns": lambda s, f: f(
+        PAIR, s.r_t, s.discount_t, s.v_t, 2, s.lambda_t
+    ),
+    "transformed_general_off_policy_returns_from_action_values": lambda s, f: f(
+        PAIR, s.q_t, s.a_t, s.r_t, s.discount_t, s.c_t, s.pi_t
+    ),
+    "transformed_n_step_q_learning": lambda s, f: f(
+        s.q_tm1, s.a_tm1, s.q_t, s.a_t, s.r_t, s.discount_t, 2, False, PAIR
+    ),
+    "transformed_q_lambda": lambda s, f: f(
+        s.q_tm1, s.a_tm1, s.r_t, s.discount_t, s.q_t, s.lambda_t, False, PAIR
+    ),
+    "transformed_retrace": lambda s, f: f(
+        s.q_tm1,
+        s.q_t,
+        s.a_tm1,
+        s.a_t,
+        s.r_t,
+        s.discount_t,
+        s.pi_t,
+        s.c_t,
+        s.lambda_t,
+        stop_target_gradients=False,
+        tx_pair=PAIR,
+    ),
+    "vtrace": lambda s, f: f(
+        *vtrace_inputs(s), s.lambda_t, 0.7, stop_target_gradients=False
+    ),
+    "leaky_vtrace": lambda s, f: f(
+        *vtrace_inputs(s), 0.3, s.lambda_t, 0.7, stop_target_gradients=False
+    ),
+    "vtrace_td_error_and_advantage": lambda s, f: mixed(
+        f(*vtrace_inputs(s), s.lambda_t, 0.7, 0.8, stop_target_gradients=False)
+    ),
+    "leaky_vtrace_td_error_and_advantage": lambda s, f: mixed(
+        f(*vtrace_inputs(s), 0.3, s.lambda_t, 0.7, 0.8, stop_target_gradients=False)
     ),
 }
 # Functions along a trajectory that need no place in this table, and why.
@@ -247,12 +322,18 @@ def test_one_array_of_values_cannot_know_what_a_time_limit_hid(name):
         ESTIMATORS[name](steps, call)
 
 
+def gives_an_array_for_each_step(fn):
+    """Or several such arrays, each with a contract; the losses may give a number."""
+    contract = fn.__contracts__.get("return")
+    return contract is None or contract.text.startswith("f[T]")
+
+
 def test_no_function_along_a_trajectory_is_left_out():
     names = {
         name
         for name, fn in vars(rlprims).items()
         if inspect.isfunction(fn) and hasattr(fn, "__contracts__")
         if {"truncation_t", "mask_t"} & inspect.signature(fn).parameters.keys()
-        if fn.__contracts__["return"].text == "f[T]"
+        if gives_an_array_for_each_step(fn)
     }
     assert names == ESTIMATORS.keys() | ELSEWHERE.keys()

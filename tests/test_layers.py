@@ -23,10 +23,10 @@ LAYERS = [
         "arrays collectives gradients sequences",
         "categorical embeddings gaussians losses recurrences transforms trees two_hot",
         "advantages distributions exploration off_policy policy_targets returns "
-        "transform_pairs updates",
-        "action_value_traces action_values distributional policy_gradients quantile "
-        "regret_policy_gradients state_values",
-        "auxiliary",
+        "transform_pairs updates vtrace",
+        "action_value_traces action_values distributional nonlinear_bellman "
+        "policy_gradients quantile regret_policy_gradients state_values",
+        "auxiliary transformed_action_values",
         "__init__",
     )
 ]

@@ -65,7 +65,7 @@ class TestFromQAndV:
             np.where([*after[1:], True], bad, v),
             np.where(after, bad, r),
             discount,
-            c,
+            np.where(np.arange(6) >= 3, bad, c),
         )
 
         def early(*args):
@@ -136,7 +136,9 @@ class TestFromActionValues:
         _, _, r, discount, c = trajectory
         q, pi, a = policy
         c = np.append(c, np.float32(1))
-        spoilt = np.where((np.arange(7) >= 3)[:, None], np.nan, q)
+        spoilt, odd = (
+            np.where((np.arange(7) >= 3)[:, None], np.nan, x) for x in (q, pi)
+        )
 
         def early(q, pi, discount):
             return rlprims.general_off_policy_returns_from_action_values(
@@ -144,9 +146,9 @@ class TestFromActionValues:
             )[:4].sum()
 
         np.testing.assert_array_equal(
-            early(spoilt, pi, discount), early(q, pi, discount)
+            early(spoilt, odd, discount), early(q, pi, discount)
         )
-        for grad in jax.grad(early, argnums=(0, 1, 2))(spoilt, pi, discount):
+        for grad in jax.grad(early, argnums=(0, 1, 2))(spoilt, odd, discount):
             assert np.isfinite(grad[:4]).all()
 
     def test_an_action_out_of_range_is_nan(self, trajectory, policy):
