@@ -22,6 +22,9 @@ of it can be had from here too:
 *   `sequences`: trajectories cut into pieces, and where episodes end.
 *   `trees`, `updates`, `collectives`: trees of arrays, target networks, and sums over
     devices.
+*   `intrinsic_rewards`, `memory`: rewards for what is new, and nearest neighbours.
+*   `moving_averages`, `normalization`: statistics of a stream of data, and targets on a
+    common scale.
 *   `gradients`, `recurrences`, `arrays`: what the rest is made of.
 """
 
@@ -38,8 +41,12 @@ from rlprims.embeddings import *
 from rlprims.exploration import *
 from rlprims.gaussians import *
 from rlprims.gradients import *
+from rlprims.intrinsic_rewards import *
 from rlprims.losses import *
+from rlprims.memory import *
+from rlprims.moving_averages import *
 from rlprims.nonlinear_bellman import *
+from rlprims.normalization import *
 from rlprims.off_policy import *
 from rlprims.policy_gradients import *
 from rlprims.policy_targets import *

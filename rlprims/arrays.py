@@ -237,6 +237,11 @@ def best_value(q: Array, discount: Array, mask: Array | None) -> Array:
     return jnp.max(contain_nonfinite(legal, discount[..., None]), axis=-1)
 
 
+def root(x: Array) -> Array:
+    """Returns the square root, whose derivative at zero is taken to be zero."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), x)
+
+
 def keep_where(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:
     """Puts zeros where `mask`, over leading axes, is false; `None` keeps everything.
 

@@ -44,6 +44,12 @@ UNCHECKED = {
     "DiscreteDistribution": "a type",
     "Distribution": "a type",
     "PolicyTarget": "a type",
+    "EmaMoments": "a type",
+    "EmaState": "a type",
+    "IntrinsicRewardState": "a type",
+    "KNNQueryResult": "a type",
+    "PopArtOutput": "a type",
+    "PopArtState": "a type",
     "TxPair": "a type",
     "VTraceOutput": "a type",
     "batched_index": "takes values of any dtype, and has checks of its own",
@@ -52,6 +58,7 @@ UNCHECKED = {
     "compose_tx": "makes a pair of transforms",
     "constant_policy_targets": "takes a distribution, and has checks of its own",
     "contain_nonfinite": "a building block, for arrays that were checked",
+    "create_ema": "makes functions",
     "epsilon_greedy": "makes a distribution",
     "gaussian_diagonal": "makes a distribution",
     "conditional_update": "takes any tree, and has checks of its own",
@@ -60,6 +67,8 @@ UNCHECKED = {
     "lhs_broadcast": "takes any dtype, and shapes that differ",
     "muzero_pair": "makes a pair of transforms",
     "periodic_update": "takes any tree, and has checks of its own",
+    "pop": "takes a mapping, of which `pop.layer` checks the entries",
+    "popart": "makes functions",
     "replace_masked": "takes data of any dtype, and broadcasts",
     "sampled_policy_distillation_loss": "takes a distribution",
     "softmax": "makes a distribution",
@@ -99,7 +108,7 @@ PARTICULAR = {"sample_start_indices": "an array may be traced, and draws otherwi
 # The size that an array of bins has at least, and the images of cells that fill them;
 # that of everything else is one.
 CELL = 2
-FEWEST = {"K": 2, "H": CELL, "W": CELL, "Y": 1, "X": 1}
+FEWEST = {"K": 2, "M": 10, "H": CELL, "W": CELL, "Y": 1, "X": 1}
 
 
 def as_many(letter):
@@ -172,6 +181,11 @@ EXAMPLES = {
     "expected_sarsa": {"probs_a_t": probabilities},
     "general_off_policy_returns_from_action_values": {"pi_t": probabilities},
     "retrace": {"pi_t": probabilities},
+    "episodic_memory_intrinsic_rewards": {
+        "num_neighbors": as_many("K"),
+        "max_memory_size": as_many("M"),
+    },
+    "knn_query": {"num_neighbors": as_many("K")},
     "one_hot": {"num_classes": as_many("A")},
     "squashed_gaussian.entropy": LIMITS,
     "squashed_gaussian.kl": LIMITS,
@@ -684,7 +698,8 @@ def test_a_batch_is_refused_with_the_call_to_make(case, rng):
     """Whether numbers are batched too, or shared."""
     ranks = {k: c.rank for k, c in case.inputs.items()}
     short = {k for k in ranks if ranks[k] not in (None, len(case.shapes[k]))}
-    numbers = {*case.scalars} - {next(iter(ranks))}
+    # A state is batched as a whole, and its numbers with it.
+    numbers = {k for k in case.scalars if "." not in k} - {next(iter(ranks))}
     for same in [short] if None in ranks.values() else [short, short | numbers]:
         one, two = case.arguments(rng), case.arguments(rng)
         two |= {k: one[k] for k in same}
