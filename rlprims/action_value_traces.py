@@ -25,6 +25,7 @@ from rlprims.arrays import (
 )
 from rlprims.gradients import td_error
 from rlprims.off_policy import (
+    followed,
     general_off_policy_returns_from_action_values,
     general_off_policy_returns_from_q_and_v,
     trust,
@@ -247,12 +248,14 @@ def retrace(
         Reinforcement Learning <https://arxiv.org/abs/1606.02647>`_, 2016.
     """
     q_tm1, a_tm1, a_t, pi_t, mu_t = keep_where(mask_t, q_tm1, a_tm1, a_t, pi_t, mu_t)
+    trusted = trust(batched_index(pi_t, a_t), mu_t)
+    used = contain_nonfinite(trusted, followed(discount_t, truncation_t, mask_t))
     returns = general_off_policy_returns_from_action_values(
         q_t,
         a_t,
         r_t,
         discount_t,
-        weighted(trust(batched_index(pi_t, a_t), mu_t), lambda_),
+        weighted(used, lambda_),
         pi_t,
         truncation_t=truncation_t,
         mask_t=mask_t,
@@ -325,12 +328,16 @@ def retrace_continuous(
         Reinforcement Learning <https://arxiv.org/abs/1606.02647>`_, 2016.
     """
     (q_tm1,) = keep_where(mask_t, q_tm1)
+    used = contain_nonfinite(
+        guarded(_clipped_ratio, log_rhos),
+        followed(discount_t, truncation_t, mask_t)[:-1],
+    )
     returns = general_off_policy_returns_from_q_and_v(
         q_t,
         v_t,
         r_t,
         discount_t,
-        weighted(guarded(_clipped_ratio, log_rhos), lambda_),
+        weighted(used, lambda_),
         truncation_t=truncation_t,
         mask_t=mask_t,
     )

@@ -160,6 +160,13 @@ def trust(pi: Array, mu: Array) -> Array:
     return jnp.where(jnp.isnan(mu), mu, clipped)
 
 
+def followed(
+    discount_t: Array, truncation_t: Array | None, mask_t: Array | None
+) -> Array:
+    """Returns discounts, and 0 where no correction is used: at the end, at cuts."""
+    return uncut(discount_t, truncation_t, mask_t).at[-1:].set(0)
+
+
 def _corrected_returns(
     q: Array,
     v: Array,

@@ -12,14 +12,20 @@ from typing import Annotated
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import batched_index, best_value, keep_where, weighted
+from rlprims.arrays import (
+    batched_index,
+    best_value,
+    contain_nonfinite,
+    keep_where,
+    weighted,
+)
 from rlprims.gradients import td_error
 from rlprims.nonlinear_bellman import (
     transformed_general_off_policy_returns_from_action_values,
     transformed_lambda_returns,
     transformed_n_step_returns,
 )
-from rlprims.off_policy import trust
+from rlprims.off_policy import followed, trust
 from rlprims.transform_pairs import IDENTITY_PAIR, TxPair, _as_pair
 
 __all__ = [
@@ -249,14 +255,15 @@ def transformed_retrace(
     """
     tx_pair = _as_pair("transformed_retrace", tx_pair)
     q_tm1, a_tm1, a_t, pi_t, mu_t = keep_where(mask_t, q_tm1, a_tm1, a_t, pi_t, mu_t)
-    c_t = weighted(trust(batched_index(pi_t, a_t), mu_t), lambda_)
+    trusted = trust(batched_index(pi_t, a_t), mu_t)
+    used = contain_nonfinite(trusted, followed(discount_t, truncation_t, mask_t))
     returns = transformed_general_off_policy_returns_from_action_values(
         tx_pair,
         q_t,
         a_t,
         r_t,
         discount_t,
-        c_t,
+        weighted(used, lambda_),
         pi_t,
         truncation_t=truncation_t,
         mask_t=mask_t,

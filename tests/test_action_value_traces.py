@@ -304,6 +304,13 @@ class TestContinuousRetrace:
         assert value == early(*inputs)
         assert all(np.isfinite(x[:3]).all() for x in gradients)
 
+    def test_lambda_has_a_gradient_if_a_ratio_that_is_not_used_is_none(self, inputs):
+        *others, log_rhos = inputs
+        spoilt = np.where(np.arange(STEPS - 1) == 2, np.nan, log_rhos)
+        fn = lambda x, ratios: rlprims.retrace_continuous(*others, ratios, x, False)
+        slope = jax.grad(lambda x, ratios: fn(x, ratios).sum())
+        assert slope(0.5, spoilt) == slope(0.5, log_rhos)
+
     def test_a_ratio_of_no_weight_may_be_anything(self, inputs):
         *others, log_rhos = inputs
         fn = lambda log_rhos: rlprims.retrace_continuous(*others, log_rhos, 0.0, False)

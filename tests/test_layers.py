@@ -23,8 +23,8 @@ LAYERS = [
         "arrays collectives gradients sequences",
         "categorical embeddings gaussians losses memory moving_averages recurrences "
         "transforms trees two_hot",
-        "advantages distributions exploration intrinsic_rewards normalization off_policy "
-        "policy_targets returns transform_pairs updates vtrace",
+        "advantages distributions exploration intrinsic_rewards normalization "
+        "off_policy policy_targets returns transform_pairs updates vtrace",
         "action_value_traces action_values distributional nonlinear_bellman "
         "policy_gradients quantile regret_policy_gradients state_values",
         "auxiliary transformed_action_values",
