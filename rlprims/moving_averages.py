@@ -171,7 +171,6 @@ def _moments(x: Any, axis_name: Any) -> tuple[Array, Array]:
     mean = functools.partial(_mean, axis_name=axis_name)
     x = jnp.asarray(x).astype(_wide(x))
     center = mean(x)
-    center += mean(x - center)  # what rounding took from a sum of many large numbers
     return center, mean((x - center) ** 2)
 
 
