@@ -10,6 +10,7 @@ of it can be had from here too:
     policy and another's.
 *   `policy_gradients`, `regret_policy_gradients`: losses whose gradient improves a
     policy.
+*   `mpo`, `vmpo`, `lagrange`: policies improved within a limit on how far they move.
 *   `categorical`, `distributions`: policies over a finite number of actions.
 *   `gaussians`: policies over continuous actions.
 *   `policy_targets`: actions and weights to learn a policy from.
@@ -42,9 +43,11 @@ from rlprims.exploration import *
 from rlprims.gaussians import *
 from rlprims.gradients import *
 from rlprims.intrinsic_rewards import *
+from rlprims.lagrange import *
 from rlprims.losses import *
 from rlprims.memory import *
 from rlprims.moving_averages import *
+from rlprims.mpo import *
 from rlprims.nonlinear_bellman import *
 from rlprims.normalization import *
 from rlprims.off_policy import *
@@ -62,6 +65,7 @@ from rlprims.transforms import *
 from rlprims.trees import *
 from rlprims.two_hot import *
 from rlprims.updates import *
+from rlprims.vmpo import *
 from rlprims.vtrace import *
 
 __version__ = "0.1.0"

@@ -21,13 +21,14 @@ LAYERS = [
         "_contracts",
         "_checks",
         "arrays collectives gradients sequences",
-        "categorical embeddings gaussians losses memory moving_averages recurrences "
-        "transforms trees two_hot",
+        "_constraints categorical embeddings gaussians losses memory moving_averages "
+        "recurrences transforms trees two_hot",
         "advantages distributions exploration intrinsic_rewards normalization "
         "off_policy policy_targets returns transform_pairs updates vtrace",
-        "action_value_traces action_values distributional nonlinear_bellman "
+        "action_value_traces action_values distributional lagrange nonlinear_bellman "
         "policy_gradients quantile regret_policy_gradients state_values",
-        "auxiliary transformed_action_values",
+        "auxiliary mpo transformed_action_values",
+        "vmpo",
         "__init__",
     )
 ]
