@@ -1,5 +1,7 @@
 """Settings for every test, and for the examples in docstrings."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
+# Thousands of compiled programs stay alive, which it takes long to look through.
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture

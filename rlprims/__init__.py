@@ -6,7 +6,7 @@ of it can be had from here too:
 *   `state_values`, `action_values`, `action_value_traces`: temporal-difference errors,
     which move predictions towards targets.
 *   `distributional`, `quantile`: losses of predicted distributions of the return.
-*   `returns`, `advantages`, `off_policy`, `vtrace`: multistep estimates, for one's own
+*   `returns`, `advantages`, `off_policy`, `v_trace`: multistep estimates, for one's own
     policy and another's.
 *   `policy_gradients`, `regret_policy_gradients`: losses whose gradient improves a
     policy.
@@ -65,7 +65,7 @@ from rlprims.transforms import *
 from rlprims.trees import *
 from rlprims.two_hot import *
 from rlprims.updates import *
+from rlprims.v_trace import *
 from rlprims.vmpo import *
-from rlprims.vtrace import *
 
 __version__ = "0.1.0"

@@ -38,7 +38,7 @@ class IntrinsicRewardState(NamedTuple):
 
     memory: Annotated[Arg, "f[M,D]"]
     next_memory_index: Annotated[Arg, "i[]"] = 0
-    distance_sum: Annotated[Arg, "f[]"] = 0.0
+    distance_sum: Annotated[Arg, "f[]"] = 0
     distance_count: Annotated[Arg, "i[]"] = 0
 
 

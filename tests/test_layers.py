@@ -24,7 +24,7 @@ LAYERS = [
         "_constraints categorical embeddings gaussians losses memory moving_averages "
         "recurrences transforms trees two_hot",
         "advantages distributions exploration intrinsic_rewards normalization "
-        "off_policy policy_targets returns transform_pairs updates vtrace",
+        "off_policy policy_targets returns transform_pairs updates v_trace",
         "action_value_traces action_values distributional lagrange nonlinear_bellman "
         "policy_gradients quantile regret_policy_gradients state_values",
         "auxiliary mpo transformed_action_values",
