@@ -10,7 +10,7 @@ import pytest
 # No silent promotion, and more than one device, so that sharded calls are sharded.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 4)
 # Thousands of compiled programs stay alive, which it takes long to look through.
 gc.set_threshold(100_000, 50, 100)
 

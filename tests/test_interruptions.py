@@ -7,12 +7,14 @@ import functools
 import inspect
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, PartitionSpec
 
 import rlprims
 
@@ -281,6 +283,27 @@ class TestEveryEstimator:
         )
         assert not result.any()
         assert not any(x.any() for x in gradients.values())
+
+    def test_works_on_four_devices_with_its_gradients(self, name):
+        """In `shard_map`, over a batch that is split, in a program of its own."""
+        kept = [True, True, False, True]
+        packed = [Episodes([2, 2], [True, False], kept, i).packed() for i in range(4)]
+        steps, *cuts = jax.tree.map(lambda *xs: np.stack(xs), *packed)
+        ones = np.ones(4, np.float32)
+
+        def run(steps, truncation_t, mask_t):
+            cuts = {"truncation_t": truncation_t, "mask_t": mask_t}
+            return estimate_and_gradients(name)(steps, ones, cuts)
+
+        over = PartitionSpec("d")
+        mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+        spread = jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=over, out_specs=over)
+        chex.assert_trees_all_close(
+            jax.jit(spread)(steps, *cuts),
+            jax.vmap(run)(steps, *cuts),
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
     def test_a_step_before_the_last_of_all_may_be_cut_too(self, name):
         """The next value then belongs to another episode, whatever it is."""
