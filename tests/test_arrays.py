@@ -281,7 +281,7 @@ class TestReplaceMasked:
 
 class TestKeepWhere:
     def test_zeros_what_is_left_out_over_leading_axes(self):
-        x, n = jnp.array([[1.0, 2.0], [3.0, jnp.nan]]), jnp.array([5, 7])
+        x, n = jnp.array([[1.0, 2.0], [3.0, jnp.nan]]), jnp.int32([5, 7])
         x, n = keep_where(jnp.array([True, False]), x, n)
         assert x.tolist() == [[1, 2], [0, 0]]
         assert n.tolist() == [5, 0]
