@@ -140,7 +140,9 @@ class _Checked:
             name: {type(None), bool, *contract.fixed}
             for name, contract in self.inputs.items()
         }
-        compiled = jax.jit(self.traced(), static_argnums=0)
+        compiled = functools.cache(  # made at the first call, to import quickly
+            lambda: jax.jit(self.traced(), static_argnums=0)
+        )
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             given = dict(zip(positional, args, strict=False)) | kwargs
@@ -161,7 +163,7 @@ class _Checked:
                 else:
                     dynamic[name] = value
             try:
-                return compiled(tuple(static), dynamic)
+                return compiled()(tuple(static), dynamic)
             except (OverflowError, TypeError, ValueError) as error:
                 self.refuse_what_is_no_array(given)
                 if str(error).startswith(f"{self.name}: "):

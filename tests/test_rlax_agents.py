@@ -5,6 +5,8 @@ where RLax is installed too, as by `pip install -e ".[peer]"`, every action and 
 parameter is the same with it.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,16 +19,21 @@ RIGHT = 1
 
 
 class Corridor:
-    """Walk right to a reward of 1; the left end pays 0.1, and both end the episode."""
+    """Walk right to a reward of 1; the left end pays 0.1, and both end the episode.
 
-    state = 2
+    Episodes start in each state in turn.
+    """
+
+    def __init__(self):
+        self.starts = itertools.cycle(range(STATES - 1))
+        self.state = next(self.starts)
 
     def step(self, action):
         """Returns the whole transition, and starts anew where an episode ends."""
         before, after = self.state, self.state + (1 if action == RIGHT else -1)
         reward = {-1: 0.1, STATES - 1: 1.0}.get(after, 0.0)
         ended = after in {-1, STATES - 1}
-        self.state = 2 if ended else after
+        self.state = next(self.starts) if ended else after
         discount = 0.0 if ended else GAMMA
         return before, action, np.float32(reward), np.float32(discount), max(after, 0)
 
