@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlprims._checks import Arg, Flag, checked
+from rlprims._checks import Arg, Flag, checked_as
 from rlprims._constraints import (
     Constraints,
     LagrangePenalty,
@@ -268,8 +268,7 @@ def weighed(
     )
 
 
-@checked
-@renamed("mpo_compute_weights_and_temperature_loss")
+@checked_as("mpo_compute_weights_and_temperature_loss")
 def _weights_and_loss(
     sample_q_values: Annotated[Arg, "f[...,N]"],
     temperature_constraint: _Temperature,

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlprims._checks import Arg, Flag, bounded, checked
+from rlprims._checks import Arg, Flag, bounded, checked, checked_as
 from rlprims.arrays import batched_index, keep_where, root
 from rlprims.gradients import stop_gradient_if
 from rlprims.moving_averages import merged
@@ -431,7 +431,8 @@ def _pick(values: Array, tasks: Array, otherwise: float = jnp.nan) -> Array:
     return values.at[tasks].get(mode="fill", fill_value=otherwise)
 
 
-def _layer(
+@checked_as("pop.layer")
+def _pop(
     w: Annotated[Arg, "f[...,N]"],
     b: Annotated[Arg, "f[N]"],
     old: PopArtState,
@@ -440,7 +441,3 @@ def _layer(
     """Computes what `pop` says."""
     ratio = jnp.broadcast_to(old.scale / new.scale, w.shape)
     return w * ratio, (old.scale * b + (old.shift - new.shift)) / new.scale
-
-
-_layer.__name__ = "pop.layer"
-_pop = checked(_layer)
