@@ -23,3 +23,11 @@ def rng():
 @pytest.fixture(autouse=True)
 def names_in_examples(doctest_namespace):
     doctest_namespace |= {"jax": jax, "jnp": jnp}
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """For tests of many programs, of which it does not matter how fast they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

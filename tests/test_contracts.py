@@ -21,6 +21,8 @@ import pytest
 import rlprims
 from rlprims._contracts import Contract
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 MODULES = [
     importlib.import_module(f"rlprims.{module.name}")
     for module in pkgutil.iter_modules(rlprims.__path__)
@@ -520,7 +522,8 @@ def test_takes_numpy_and_jax_arrays_and_python_numbers_alike(case, rng):
 def test_jit_changes_nothing(case, rng):
     """Every argument is traced here, so every hyper-parameter may be."""
     arguments = case.arguments(rng)
-    assert_equal(jax.jit(case.call)(**arguments), case.call(**arguments))
+    with jax.debug_nans(True):
+        assert_equal(jax.jit(case.call)(**arguments), case.call(**arguments))
 
 
 @over(55)
@@ -547,6 +550,24 @@ def test_vmap_is_a_loop(case, rng):
         assert_equal(result, expected, rtol=1e-5)
 
 
+def scan_on_each_device(fn):
+    """Which refuses a carry that varies less over the devices than what it becomes."""
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    step = lambda _, xs: (None, fn(xs))
+    loop = lambda stacked: jax.lax.scan(step, None, stacked)[1]
+    spec = jax.P("d")
+    return jax.jit(jax.shard_map(loop, mesh=mesh, in_specs=spec, out_specs=spec))
+
+
+@over(55, is_full)
+@pytest.mark.parametrize("mapped", [scan_on_each_device, jax.pmap])
+def test_devices_and_scans_are_loops(case, rng, mapped):
+    batch = [case.arguments(rng) for _ in range(4)]
+    expected = stack_results(*[case.call(**arguments) for arguments in batch])
+    result = mapped(lambda xs: case.call(**xs))(jax.tree.map(stack, *batch))
+    assert_equal(result, expected, rtol=1e-5)
+
+
 def is_derived_at_its_key(case):
     return case.name not in DERIVED_AT_A_QUANTILE
 
@@ -565,13 +586,14 @@ def test_gradients_are_those_of_finite_differences(case, rng):
 
         @jax.jit
         def slopes(floats):
-            gradient = jax.grad(total)(floats)
+            gradient = jax.grad(jax.checkpoint(total))(floats)
             backward = sum(jnp.vdot(gradient[k], along[k]) for k in floats)
             forward = jax.jvp(lambda h: moved(h, floats), (0.0,), (1.0,))[1]
             after, before = jax.vmap(moved, (0, None))(jnp.array([1e-6, -1e-6]), floats)
             return backward, forward, (after - before) / 2e-6
 
-        backward, forward, around = map(np.asarray, slopes(floats))
+        with jax.debug_nans(True):
+            backward, forward, around = map(np.asarray, slopes(floats))
     np.testing.assert_allclose(forward, backward, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(around, backward, rtol=1e-6, atol=1e-8)
 

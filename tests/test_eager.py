@@ -12,6 +12,8 @@ import pytest
 
 import rlprims
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 CONTRACTS = runpy.run_path(str(Path(__file__).with_name("test_contracts.py")))
 CASES = [case for case in CONTRACTS["CASES"] if case.full]
 COMPILED = []  # the name of each program compiled

@@ -18,6 +18,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rlprims
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ACTIONS = 3
 LONGEST = 4
 # Its transform of zero is not zero, as padding is.
