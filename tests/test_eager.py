@@ -56,6 +56,7 @@ def test_a_call_compiles_once(case, arguments):
     assert not compiled_again(lambda xs: case.call(**xs), *arguments(case))
 
 
+@pytest.mark.slow
 @of_each(CASES)
 def test_so_does_a_call_under_vmap(case, arguments):
     stacked = [
@@ -65,6 +66,7 @@ def test_so_does_a_call_under_vmap(case, arguments):
     assert not compiled_again(vmapped, *stacked)
 
 
+@pytest.mark.slow
 @of_each([case for case in CASES if CONTRACTS["gives_floats"](case)])
 def test_so_does_a_gradient(case, arguments):
     def gradients(xs):
