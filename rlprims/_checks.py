@@ -26,6 +26,10 @@ An interval after a contract, as in `Annotated[Arg, "f[]", "[0, 1]"]`, bounds it
 values. A Python number outside is refused. The value of an array is unknown while
 tracing, so there a floating-point number outside becomes NaN.
 
+The word "running" after a contract, as in `Annotated[Arg, "f[]", "running"]`, marks a
+statistic that a state carries from call to call. It is at least 32 bits wide, coming in
+and going out, and up to that width it has no say in the dtype of the result.
+
 A parameter without a contract is a Python value, fixed while tracing. So is a Python
 `bool` or `int` where the annotation names that type beside the contract. One that is
 annotated `Literal[…]` must be one of the values listed.
@@ -44,6 +48,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import GetAttrKey
 
 from rlprims._contracts import Contract, Interval, Shape, Sizes
 
@@ -118,6 +123,7 @@ class _Checked:
         result = Contract.of(hints.get("return"))
         self.contracts = self.inputs | ({"return": result} if result else {})
         self.intervals = {k: c.interval for k, c in self.inputs.items() if c.interval}
+        self.running = [k for k, c in self.inputs.items() if c.running]
         self.ints = [k for k in parameters if hints.get(k) is int]
         self.choices = {
             k: typing.get_args(hints[k])
@@ -225,13 +231,21 @@ class _Checked:
             self.check_dtypes(arrays, given)
             self.check_shapes(arrays, tuple(given))
             floats = [k for k in arrays if self.inputs[k].kind == "f"]
-            result, compute = _dtypes([arrays[k] for k in floats])
+            wide = [k for k in floats if arrays[k].dtype.itemsize > 4]
+            say = [k for k in floats if k not in self.running or k in wide]
+            result, compute = _dtypes([arrays[k] for k in say])
             cast = {
                 name: _bounded(_cast(arrays[name], compute), self.inputs[name].interval)
                 for name in floats
             }
             output = self.fn(**self.closed(given | arrays | cast))
-            return jax.tree.map(lambda x: _restore(x, compute, result), output)
+            running = {GetAttrKey(k.split(".")[-1]) for k in self.running}
+            return jax.tree.map_with_path(
+                lambda path, x: (
+                    x if running & {*path} else _restore(x, compute, result)
+                ),
+                output,
+            )
 
         run.__name__ = run.__qualname__ = self.name
         return run
@@ -328,15 +342,16 @@ class _Checked:
 
     def batches(self, shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
         """Yields which arguments may have a batch axis: what must, then what may."""
-        ranks = {k: self.inputs[k].rank for k in shapes}
-        must = {
-            name: shape
-            for name, shape in shapes.items()
-            if ranks[name] is not None and len(shape) == 1 + (ranks[name] or 0)
-        }
-        sizes = {shape[0] for shape in must.values()}
+        limited = {k: c.specs for k, c in self.inputs.items() if c.rank is not None}
+        ranks = {k: {len(x.dims) for x in limited[k]} for k in shapes if k in limited}
+        more = {k: x for k, x in shapes.items() if len(x) - 1 in ranks.get(k, ())}
+        must = {k: x for k, x in more.items() if len(x) not in ranks[k]}
+        either = {k: x for k, x in more.items() if len(x) > 1}  # as in `f[T]|f[T,K]`
+        sizes = {x[0] for x in (must or either).values()}
         long = {k: x for k, x in shapes.items() if x and {x[0]} == sizes}
-        yield must | {k: shape for k, shape in long.items() if ranks[k] is None}
+        free = {k: x for k, x in long.items() if k not in ranks}
+        yield must | free | {k: x for k, x in long.items() if k in either}
+        yield must | free
         yield must | long
 
     def vmap_call(

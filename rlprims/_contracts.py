@@ -66,6 +66,7 @@ class Contract(NamedTuple):
     specs: tuple[Spec, ...]
     fixed: tuple[type, ...] = ()  # Python types that stay Python values
     interval: Interval | None = None
+    running: bool = False  # a statistic, kept in single precision at least
 
     @property
     def kind(self) -> str:
@@ -104,5 +105,7 @@ class Contract(NamedTuple):
         if hasattr(hint, "__metadata__"):
             named = typing.get_args(args[0])
             fixed = tuple(kind for kind in (bool, int) if kind in named)
-            return cls.parse(*hint.__metadata__, fixed=fixed)
+            texts = [x for x in hint.__metadata__ if x != "running"]
+            running = len(texts) < len(hint.__metadata__)
+            return cls.parse(*texts, fixed=fixed)._replace(running=running)
         return next(filter(None, map(cls.of, args)), None)  # as in Annotated[…] | None

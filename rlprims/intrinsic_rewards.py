@@ -32,13 +32,14 @@ class IntrinsicRewardState(NamedTuple):
     Attributes:
         memory: embeddings seen before, `f[M,D]`, infinite where there is none.
         next_memory_index: the slot to write next, `i[]`, in `[0, M)`.
-        distance_sum: sum of the squared distances to neighbours so far, `f[]`.
+        distance_sum: sum of the squared distances to neighbours so far, `f[]`, in
+            single precision at least: it soon outgrows half.
         distance_count: the number of them, `i[]`.
     """
 
     memory: Annotated[Arg, "f[M,D]"]
     next_memory_index: Annotated[Arg, "i[]"] = 0
-    distance_sum: Annotated[Arg, "f[]"] = 0
+    distance_sum: Annotated[Arg, "f[]", "running"] = 0
     distance_count: Annotated[Arg, "i[]"] = 0
 
 
@@ -72,9 +73,7 @@ def episodic_memory_intrinsic_rewards(
     neighbour: it adds nothing to either sum. Only the last 17 million distances, or
     about as many, count towards the mean.
 
-    The first call, without a state, starts from a memory of `num_neighbors` zeros. With
-    embeddings in half precision, pass a state in single precision: the sum of
-    distances soon outgrows half.
+    The first call, without a state, starts from a memory of `num_neighbors` zeros.
 
     Args:
         embeddings: what to reward, and remember, `f[B,D]`. Where it is not finite, the

@@ -31,7 +31,7 @@ from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import guarded, keep_where
 from rlprims.off_policy import general_off_policy_returns_from_action_values
 from rlprims.returns import lambda_returns, n_step_bootstrapped_returns
-from rlprims.transform_pairs import TxPair, _as_pair
+from rlprims.transform_pairs import TxPair, as_pair
 
 __all__ = [
     "transform_values",
@@ -79,7 +79,7 @@ def transform_values(
     name = f"transformed_{getattr(build_targets, '__name__', 'targets')}"
 
     def transformed(tx_pair: TxPair, *args: Any, **kwargs: Any) -> Array:
-        pair = _as_pair(name, tx_pair)
+        pair = as_pair(name, tx_pair)
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -118,13 +118,14 @@ def _with_a_pair(signature: inspect.Signature) -> inspect.Signature:
 
 def _decoding(name: str, tx_pair: Any, key: str, value: Array, axes: str) -> TxPair:
     """Checks that the inverse leaves nothing of a code but one number for it."""
-    pair = _as_pair(name, tx_pair)
+    pair = as_pair(name, tx_pair)
     rank = len(axes.split(","))
     shape = jax.eval_shape(pair.apply_inv, value).shape
     if shape != value.shape[:rank]:
         raise ValueError(
             f"{name}: {key} has shape {value.shape}, expected f[{axes}]|f[{axes},K] as "
-            f"tx_pair has it: its apply_inv made the shape {shape} of this."
+            f"tx_pair has it: its apply_inv made the shape {shape} of this. For a "
+            "batch, use jax.vmap."
         )
     return pair
 

@@ -127,7 +127,7 @@ def compose_tx(*tx_list: TxPair) -> TxPair:
         Van Hasselt et al., `General non-linear Bellman equations
         <https://arxiv.org/abs/1907.03687>`_, 2019.
     """
-    pairs = [_as_pair("compose_tx", tx) for tx in tx_list]
+    pairs = [as_pair("compose_tx", tx) for tx in tx_list]
     forward = tuple(tx.apply for tx in pairs)
     backward = tuple(tx.apply_inv for tx in reversed(pairs))
     return TxPair(
@@ -207,7 +207,7 @@ def muzero_pair(min_value: Any, max_value: Any, num_bins: int, tx: TxPair) -> Tx
         Schrittwieser et al., `Mastering Atari, Go, Chess and Shogi by Planning with a
         Learned Model <https://arxiv.org/abs/1911.08265>`_, 2019.
     """
-    tx = _as_pair("muzero_pair", tx)
+    tx = as_pair("muzero_pair", tx)
     return _code(min_value, max_value, num_bins, tx, IDENTITY_PAIR)
 
 
@@ -250,11 +250,11 @@ def unbiased_transform_pair(
         >>> pair.apply_inv(jnp.array([0.0, 0.75, 0.25])).item()
         7.0
     """
-    tx = _as_pair("unbiased_transform_pair", tx)
+    tx = as_pair("unbiased_transform_pair", tx)
     return _code(min_value, max_value, num_bins, IDENTITY_PAIR, tx)
 
 
-def _as_pair(name: str, tx: Any) -> TxPair:
+def as_pair(name: str, tx: Any) -> TxPair:
     functions = getattr(tx, "apply", None), getattr(tx, "apply_inv", None)
     if not all(map(callable, functions)):
         raise TypeError(

@@ -26,7 +26,7 @@ from rlprims.nonlinear_bellman import (
     transformed_n_step_returns,
 )
 from rlprims.off_policy import followed, trust
-from rlprims.transform_pairs import IDENTITY_PAIR, TxPair, _as_pair
+from rlprims.transform_pairs import IDENTITY_PAIR, TxPair, as_pair
 
 __all__ = [
     "transformed_n_step_q_learning",
@@ -100,7 +100,7 @@ def transformed_n_step_q_learning(
         Van Hasselt et al., `General non-linear Bellman equations
         <https://arxiv.org/abs/1907.03687>`_, 2019.
     """
-    tx_pair = _as_pair("transformed_n_step_q_learning", tx_pair)
+    tx_pair = as_pair("transformed_n_step_q_learning", tx_pair)
     q_tm1, a_tm1, target_q_t, a_t = keep_where(mask_t, q_tm1, a_tm1, target_q_t, a_t)
     v_t = batched_index(target_q_t, a_t)
     returns = transformed_n_step_returns(
@@ -171,7 +171,7 @@ def transformed_q_lambda(
         Kozuno et al., `Revisiting Peng's Q(λ) for Modern Reinforcement Learning
         <https://arxiv.org/abs/2103.00107>`_, 2021.
     """
-    tx_pair = _as_pair("transformed_q_lambda", tx_pair)
+    tx_pair = as_pair("transformed_q_lambda", tx_pair)
     q_tm1, a_tm1, discount_t, q_t = keep_where(mask_t, q_tm1, a_tm1, discount_t, q_t)
     v_t = best_value(q_t, discount_t, mask)
     returns = transformed_lambda_returns(
@@ -253,7 +253,7 @@ def transformed_retrace(
         Van Hasselt et al., `General non-linear Bellman equations
         <https://arxiv.org/abs/1907.03687>`_, 2019.
     """
-    tx_pair = _as_pair("transformed_retrace", tx_pair)
+    tx_pair = as_pair("transformed_retrace", tx_pair)
     q_tm1, a_tm1, a_t, pi_t, mu_t = keep_where(mask_t, q_tm1, a_tm1, a_t, pi_t, mu_t)
     trusted = trust(batched_index(pi_t, a_t), mu_t)
     used = contain_nonfinite(trusted, followed(discount_t, truncation_t, mask_t))

@@ -312,6 +312,44 @@ class TestNamedTuples:
         assert "jax.vmap" not in some
 
 
+class Tally(NamedTuple):
+    """A total, `f[]`, and the last of what it is of, `f[A]`."""
+
+    total: Annotated[Arg, "f[]", "running"]
+    last: Annotated[Arg, "f[A]"]
+
+
+@checked
+def tally(
+    x: Annotated[Arg, "f[A]"], state: Tally
+) -> tuple[Annotated[Array, "f[A]"], Tally]:
+    """Adds to a running total."""
+    return x - state.last, Tally(state.total + jnp.sum(x), x)
+
+
+class TestRunningStatistics:
+    """They stay wide beside narrow data, and leave it narrow."""
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+    @pytest.mark.parametrize("total", [2048.0, np.float32(2048), jnp.bfloat16(2048)])
+    def test_are_of_32_bits_and_leave_the_others_alone(self, dtype, total):
+        one = jnp.ones(1, dtype)
+        change, state = tally(one, Tally(total, one))
+        assert [x.dtype for x in (change, state.last)] == [dtype] * 2
+        assert state.total.dtype == np.float32
+        assert state.total == 2049
+
+    def test_are_promoted_if_wider(self):
+        with jax.enable_x64(True):
+            one, total = np.ones(1, np.float32), np.float64(1)
+            assert {
+                x.dtype for x in jax.tree.leaves(tally(one, Tally(total, one)))
+            } == {np.dtype("float64")}
+            change, state = tally(one, Tally(1.0, one))
+            assert {x.dtype for x in (change, *state)} == {np.dtype("float32")}
+
+
+# Refusals, in full
 # Refusals, in full
 
 FLOAT = "must be floating-point, got"
@@ -592,6 +630,28 @@ def test_a_number_or_a_sequence_may_be_batched():
         assert "For a batch of 2, use jax.vmap(close)(r, last)." in text
     text = message(ValueError, close, f32(2, 3), f32(3))
     assert "use jax.vmap(close, in_axes=(0, None))(r, last)." in text
+
+
+def test_an_argument_of_two_ranks_may_be_a_batch_of_the_lower():
+    """It has the rank of the higher, which its size may rule out or may not."""
+
+    @checked
+    def decode(
+        r: Annotated[Arg, "f[T]"], v: Annotated[Arg, "f[T]|f[T,K]"]
+    ) -> Annotated[Array, "f[T]"]:
+        return r
+
+    for r, v, axes in [
+        (f32(3), f32(2, 3), ", in_axes=(None, 0)"),
+        (f32(2, 3), f32(2, 3), ""),
+        (f32(3, 3), f32(3, 3), ""),
+        (f32(2, 3), f32(2, 3, 4), ""),
+        (f32(3, 3), f32(3, 4), ", in_axes=(0, None)"),
+        (f32(2, 3), f32(3, 4), ", in_axes=(0, None)"),
+    ]:
+        call = f"use jax.vmap(decode{axes})(r, v)."
+        assert call in message(ValueError, decode, r, v)
+    assert "jax.vmap" not in message(ValueError, decode, f32(3), f32(2, 4))
 
 
 def test_no_call_is_suggested_that_would_not_work():

@@ -240,6 +240,18 @@ class TestState:
             jnp.dtype("float32")
         }
 
+    def test_of_half_precision_counts_in_single(self, rng):
+        """The sum would soon be too large for the next distance to change it."""
+        half = jnp.asarray(cloud(rng, 4), jnp.bfloat16)
+        rewards, state = call(half)
+        for _ in range(3):
+            dtypes = [str(x.dtype) for x in (rewards, state.memory, state.distance_sum)]
+            assert dtypes == ["bfloat16", "bfloat16", "float32"]
+            rewards, state = call(half, state)
+        state = IntrinsicRewardState(jnp.zeros((1, 1), "bfloat16"), 0, 2048.0, 1)
+        _, state = call(jnp.ones((1, 1), "bfloat16"), state, number=1, size=1)
+        assert state.distance_sum == 2049
+
 
 class TestRefusals:
     def test_a_memory_of_another_size(self):

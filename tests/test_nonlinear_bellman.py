@@ -307,6 +307,7 @@ class TestCodes:
     def test_are_refused_by_a_pair_that_makes_none(self, inputs, encode):
         coded = inputs | {"v_t": self.make(encode).apply(inputs["v_t"])}
         text = r"v_t has shape \(5, 9\), expected f\[T\]\|f\[T,K\] as tx_pair has it"
+        text += r".* \(5, 9\) of this\. For a batch, use jax\.vmap\.$"
         with pytest.raises(ValueError, match=f"^transformed_lambda_returns: {text}"):
             call("transformed_lambda_returns", coded, SIGNED_HYPERBOLIC_PAIR)
 
