@@ -13,10 +13,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar
 
-from jax import Array
-
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import contain_nonfinite, lhs_broadcast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,16 +100,10 @@ def constrained(
     return wrapper
 
 
-def pairs(constraints: Any, weights: Array | None = None) -> Iterator[Constraint]:
-    """Yields the constraints that `constrained` has put into one named tuple.
-
-    Of steps with a weight of zero, divergences that are not finite become zero.
-    """
+def pairs(constraints: Any) -> Iterator[Constraint]:
+    """Yields the constraints that `constrained` has put into one named tuple."""
     for kl, *penalty in zip(*[iter(constraints)] * 4, strict=True):
-        kept = kl
-        if weights is not None:
-            kept = contain_nonfinite(kl, lhs_broadcast(weights, kl))
-        yield kept, LagrangePenalty(*penalty)
+        yield kl, LagrangePenalty(*penalty)
 
 
 _FIELD = re.compile(r"\bkl_constraints\.([a-z]+)_(\d+)")

@@ -40,7 +40,7 @@ from rlprims._constraints import (
     pairs,
     renamed,
 )
-from rlprims.arrays import keep_where, weighted
+from rlprims.arrays import contain_nonfinite, keep_where, lhs_broadcast, weighted
 from rlprims.gradients import stop_gradient_if
 from rlprims.losses import Reduction
 
@@ -208,8 +208,8 @@ def kl_alpha_loss(
         eq. 5.
     """
     (weights,) = keep_where(mask_t, restarting_weights)
-    constraints = pairs(kl_constraints, weights)
-    *losses, _ = penalties(constraints, lambda alpha: alpha, True)
+    constraints = pairs(kl_constraints)
+    *losses, _ = penalties(constraints, _as_it_is, True, 0.0, (weights, weights))
     losses = [weights * loss for loss in losses]
     if reduction != "none":
         losses = [total(loss, axis_name) for loss in losses]
@@ -233,22 +233,31 @@ def _one_constraint(
 # What the losses share
 
 
+def _as_it_is(alpha: Array) -> Array:
+    return alpha
+
+
 def penalties(
     constraints: Iterable[Constraint],
     project: Projection,
     stop: Flag,
     zero: Arg = 0.0,
+    weights: tuple[Arg, Arg] = (1.0, 1.0),
 ) -> tuple[Array, Array, Array]:
     """Returns the penalty and the dual loss of all constraints, and the last price.
 
-    Without any, that is `zero`.
+    Without any, that is `zero`. Both losses have yet to be weighed: where its weight
+    will be zero, a divergence that is not finite counts as zero.
     """
     kl_loss = alpha_loss = alpha = jnp.asarray(zero)
     for kl, penalty in constraints:
         alpha = project(penalty.alpha)
         price = jnp.broadcast_to(alpha, kl.shape)
-        cost = weighted(kl, stop_gradient_if(stop, price))
-        slack = weighted(penalty.epsilon - stop_gradient_if(stop, kl), price)
+        of_cost, of_slack = (
+            contain_nonfinite(kl, lhs_broadcast(weight, kl)) for weight in weights
+        )
+        cost = weighted(of_cost, stop_gradient_if(stop, price))
+        slack = weighted(penalty.epsilon - stop_gradient_if(stop, of_slack), price)
         axis = -1 if penalty.per_dimension else ()
         kl_loss += jnp.sum(cost, axis=axis)
         alpha_loss += jnp.sum(slack, axis=axis)

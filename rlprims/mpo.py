@@ -36,7 +36,7 @@ from rlprims._constraints import (
     refuse_what_is_no_function,
     renamed,
 )
-from rlprims.arrays import weighted
+from rlprims.arrays import contain_nonfinite, lhs_broadcast, weighted
 from rlprims.gradients import stop_gradient_if
 from rlprims.lagrange import POSITIVE, AxisName, Projection, penalties
 
@@ -151,7 +151,8 @@ def mpo_loss(
     with the weights :math:`\psi` and the loss of the temperature :math:`L_\eta` of
     `mpo_compute_weights_and_temperature_loss`, and the penalty and dual loss of
     `compute_parametric_kl_penalty_and_dual_loss`. An action of weight zero does not
-    count, even if its log-probability is minus infinity.
+    count, even if its log-probability is minus infinity, nor does an entry in a loss
+    that its weight there is zero for, NaN included.
 
     Args:
         sample_log_probs: log-probabilities of `N` actions at each entry of a batch,
@@ -233,15 +234,26 @@ def _mpo_loss(
     alpha_loss_weight: Weight,
     use_stop_gradient: Flag,
 ) -> tuple[Array, MpoOutputs]:
-    q = stop_gradient_if(use_stop_gradient, sample_q_values)
+    to_policy = lhs_broadcast(policy_loss_weight, sample_q_values)
+    to_temperature = lhs_broadcast(temperature_loss_weight, sample_q_values)
+    # Values that no loss counts may be anything. Minus infinity only says what it says.
+    counts = (to_policy != 0) | (to_temperature != 0) | (sample_q_values == -jnp.inf)
+    q = jnp.where(counts | jnp.isfinite(sample_q_values), sample_q_values, 0)
+    q = stop_gradient_if(use_stop_gradient, q)
     temperature_loss, weights = _tempered(
         q, temperature_constraint, projection_operator
     )
     weights = stop_gradient_if(use_stop_gradient, weights)
-    policy_loss = -jnp.sum(weighted(sample_log_probs, weights), axis=-1)
-    zeros = jnp.zeros_like(policy_loss)
+    log_probs, used = (
+        contain_nonfinite(x, to_policy) for x in (sample_log_probs, weights)
+    )
+    policy_loss = -jnp.sum(weighted(log_probs, used), axis=-1)
     kl_loss, alpha_loss, _ = penalties(
-        pairs(kl_constraints), projection_operator, use_stop_gradient, zeros
+        pairs(kl_constraints),
+        projection_operator,
+        use_stop_gradient,
+        jnp.zeros_like(policy_loss),
+        (kl_loss_weight, alpha_loss_weight),
     )
     outputs = MpoOutputs(
         temperature_loss, policy_loss, kl_loss, alpha_loss, weights, q.shape[-1]

@@ -36,7 +36,7 @@ from rlprims._constraints import (
     pairs,
     refuse_what_is_no_function,
 )
-from rlprims.arrays import keep_where, weighted
+from rlprims.arrays import contain_nonfinite, keep_where, weighted
 from rlprims.gradients import stop_gradient_if
 from rlprims.lagrange import POSITIVE, AxisName, Projection, penalties, total
 from rlprims.mpo import MpoOutputs, Weight, exponential_weights, weighed
@@ -232,7 +232,8 @@ def vmpo_loss(
     `vmpo_compute_weights_and_temperature_loss`, and the penalty and dual loss of
     `compute_parametric_kl_penalty_and_dual_loss`. The number of steps, `N`, makes the
     mean over them the loss to minimise. A step with a restarting weight of 0 counts in
-    `N`, and the policy's divergence there is limited too.
+    `N`, and the policy's divergence there is limited too. Where one of the weights
+    :math:`w` is zero, what is not finite in its loss counts as zero.
 
     Args:
         sample_log_probs: log-probabilities of the actions taken, under the policy to
@@ -300,10 +301,14 @@ def vmpo_loss(
         use_stop_gradient,
         mask_t=mask_t,
     )
-    policy_loss = -weighted(sample_log_probs, weights) * total(steps, axis_name)
-    constraints, zeros = pairs(kl_constraints, steps), jnp.zeros_like(advantages)
+    log_probs = contain_nonfinite(sample_log_probs, policy_loss_weight)
+    policy_loss = -weighted(log_probs, weights) * total(steps, axis_name)
     kl_loss, alpha_loss, _ = penalties(
-        constraints, projection_operator, use_stop_gradient, zeros
+        pairs(kl_constraints),
+        projection_operator,
+        use_stop_gradient,
+        jnp.zeros_like(advantages),
+        (steps * kl_loss_weight, steps * alpha_loss_weight),
     )
     kl_loss, alpha_loss = keep_where(mask_t, kl_loss, alpha_loss)
     outputs = MpoOutputs(

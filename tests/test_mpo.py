@@ -245,6 +245,46 @@ class TestMPOLoss:
         expected, _ = mpo_loss(log_probs, q, LagrangePenalty(0.5, 0.1), [])
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
+    @pytest.mark.parametrize("stop", [True, False])
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_an_entry_of_weight_zero_leaks_nothing(self, batch, bad, stop):
+        """The gradients are those with other data there, and zero for that data."""
+        counts = np.float32([1, 0, 1])
+
+        def total(args, temperature, alphas):
+            weights = dict.fromkeys(WEIGHTS, counts)
+            call = functools.partial(self.call, use_stop_gradient=stop, **weights)
+            return call(*args, temperature=temperature, alphas=alphas)[0].sum()
+
+        spoilt = tuple(x.copy() for x in batch)
+        for x in spoilt:
+            (x.T if x.shape == (N, B) else x)[1] = bad
+        settings = 0.5, (0.7, floats(0.2, 1.5))
+        expected = jax.value_and_grad(total, (0, 1, 2))(batch, *settings)
+        result = jax.value_and_grad(total, (0, 1, 2))(spoilt, *settings)
+        jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+    def test_each_loss_has_a_weight_of_its_own_to_leave_an_entry_out(self, batch):
+        log_probs, q, kl, _ = batch
+        kl = np.where(np.arange(B) == 1, np.nan, kl)
+
+        def gradient(alpha, **weights):
+            penalty = LagrangePenalty(alpha, 0.3)
+            temperature = LagrangePenalty(0.5, 0.1)
+            loss, _ = mpo_loss(log_probs, q, temperature, [(kl, penalty)], **weights)
+            return jnp.sum(loss)
+
+        only_policy = {"kl_loss_weight": 0.0, "alpha_loss_weight": 0.0}
+        assert jax.grad(gradient)(0.7, **only_policy) == 0
+        assert np.isnan(jax.grad(gradient)(0.7, kl_loss_weight=0.0))
+        assert np.isnan(gradient(0.7, alpha_loss_weight=0.0))
+
+    def test_weights_are_reported_where_no_loss_counts_them(self):
+        q = floats([-np.inf, 1], [1, 3], [1, np.nan])
+        weights = {"policy_loss_weight": 0.0, "temperature_loss_weight": 0.0}
+        _, outputs = mpo_loss(q, q, LagrangePenalty(1.0, 0.1), [], **weights)
+        assert outputs.normalized_weights[:, 0].tolist() == [0, 0.5, 0.5]
+
     def test_half_precision_rounds_only_the_result(self, batch):
         half = [jnp.asarray(x, jnp.bfloat16) for x in batch]
         alphas = jnp.bfloat16(0.7), floats(0.2, 1.5).astype(jnp.bfloat16)

@@ -410,6 +410,30 @@ class TestVMPOLoss:
         )
 
     @pytest.mark.parametrize("stop", [True, False])
+    @pytest.mark.parametrize("bad", [NAN, INFINITY])
+    def test_a_step_of_loss_weight_zero_leaks_nothing(self, steps, bad, stop):
+        log_probs, advantages, kl, kl_each = steps
+        best = np.argmax(advantages)
+        counts = np.float32(np.arange(T) != best)
+        names = "policy_loss_weight", "kl_loss_weight", "alpha_loss_weight"
+
+        def total(args, advantages, temperature, alphas):
+            weights = dict.fromkeys(names, counts) | {"use_stop_gradient": stop}
+            given = args[0], advantages, *args[1:], temperature, alphas
+            return call(*given, **weights)[0].sum()
+
+        spoilt = tuple(x.copy() for x in (log_probs, kl, kl_each))
+        for x in spoilt:
+            x[best] = bad
+        others = advantages, 0.5, ALPHAS
+        whole = log_probs.copy(), kl, kl_each
+        whole[0][best] = 0
+        run = jax.value_and_grad(total, (0, 1, 2, 3))
+        result, expected = run(spoilt, *others), run(whole, *others)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+        jax.tree.map(close, result, expected)
+
+    @pytest.mark.parametrize("stop", [True, False])
     def test_advantages_are_constants_if_told(self, steps, stop):
         log_probs, advantages, *kl = steps
         total = lambda x: call(log_probs, x, *kl, use_stop_gradient=stop)[0].mean()
