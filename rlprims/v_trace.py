@@ -16,6 +16,10 @@ The *leaky* form mixes in the ratio as it came, and `alpha` of 1 is V-trace itse
     \rho_{t-1} = (1 - \alpha) \, \text{rho}_{t-1}
         + \alpha \min(\bar\rho, \text{rho}_{t-1}), \qquad c_{t-1} \text{ likewise}
 
+An infinite ratio is clipped like any by V-trace, but stays infinite in a mixture with
+`alpha` below 1. The step's error is then infinite too, with the sign of what it weighs,
+and NaN where that is zero or two infinities that differ in sign.
+
 The value of the state that a step leaves, `v_tm1`, and that of the state it reaches,
 `v_t`, are given apart, since after a time limit the next state in the trajectory is
 another episode's. `truncation_t` and `mask_t` mean what they mean for returns.
@@ -386,7 +390,7 @@ def leaky_vtrace_td_error_and_advantage(
     lambda_t = uncut(lambda_, truncation_t, mask_t)
     rho, c = (_leaky(rho_tm1, bound, alpha) for bound in (clip_rho_threshold, 1.0))
     steps = weighted(r_t + weighted(v_t, discount_t) - v_tm1, rho)
-    decays = weighted(c, discount_t * lambda_t)
+    decays = weighted(c, discount_t * lambda_t).at[-1:].set(0)  # nothing follows
     errors = backward_recurrence(*passing_over(mask_t, steps, decays))
     following = jnp.append(errors, 0)[1:]
     q_estimate = r_t + weighted(v_t + weighted(following, lambda_t), discount_t)

@@ -116,6 +116,33 @@ class TestValues:
         by_alpha = jax.grad(lambda a: rlprims.leaky_vtrace(*args, a, 1.0).sum())
         assert np.isfinite(by_alpha(1.0))
 
+    def test_of_an_infinite_ratio_that_is_mixed_in_are_infinite(self):
+        """With the sign of what the ratio weighs, at the last step as before it."""
+        one, inf = np.ones(3, np.float32), np.float32([1, np.inf, np.inf])
+        for r_t in (one, -one):
+            out = rlprims.leaky_vtrace_td_error_and_advantage(
+                0 * one, 0 * one, r_t, one, inf, 0.5
+            )
+            errors = rlprims.leaky_vtrace(0 * one, 0 * one, r_t, one, inf, 0.5)
+            infinite = (r_t * np.inf).tolist()
+            assert errors.tolist() == out.errors.tolist() == infinite
+            assert out.pg_advantage.tolist() == infinite
+            assert out.q_estimate.tolist() == [*infinite[:2], r_t[2]]
+
+    @pytest.mark.parametrize("cut", ["discount", "mask", "truncation", "lambda"])
+    def test_of_an_infinite_ratio_end_at_a_cut(self, cut):
+        zero, one, inf = np.float32([[0] * 3, [1] * 3, [1, np.inf, np.inf]])
+        first = np.arange(3) == 0
+        discount_t = np.where(first & (cut == "discount"), 0, one)
+        how = {
+            "mask": {"mask_t": first},
+            "truncation": {"truncation_t": first},
+            "lambda": {"lambda_": np.where(first, 0, one)},
+        }.get(cut, {})
+        errors = rlprims.leaky_vtrace(zero, zero, one, discount_t, inf, 0.5, **how)
+        after = [0, 0] if cut == "mask" else [np.inf] * 2
+        assert errors.tolist() == [1, *after]
+
 
 class TestTimeLimits:
     @pytest.mark.parametrize("name", OUTPUTS)
