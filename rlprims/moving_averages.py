@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, bounded
+from rlprims.arrays import contain_nonfinite, weighted
 
 __all__ = ["EmaMoments", "EmaState", "create_ema"]
 
@@ -152,7 +153,8 @@ def _update(
     # sums are made from the moments with it. An error in it then cancels out, where
     # otherwise it would pass for a move of the mean.
     total = 1 - decay_product
-    weight = new / total
+    first = (state.decay_product == 1) & (decay < 1)  # whose weight is 1, unrounded
+    weight = jnp.where(first, 1, new / total)
     old = state.debiased_moments()
     pairs = jax.tree.map(
         lambda x, m, v: merged(m, v, *_moments(x, axis_name), weight.astype(m.dtype)),
@@ -207,8 +209,16 @@ def _check_leaves(fn: str, tree: Any) -> None:
 def merged(
     mean: Array, variance: Array, new_mean: Array, new_variance: Array, weight: Arg
 ) -> tuple[Array, Array]:
-    """Returns the moments of two sets of data together, of which one has `weight`."""
+    """Returns the moments of two sets of data together, of which one has `weight`.
+
+    A set without any weight has no effect, however large it is, NaN included.
+    """
+    kept = 1 - weight
+    mean, variance = (contain_nonfinite(x, kept) for x in (mean, variance))
+    new_mean, new_variance = (
+        contain_nonfinite(x, weight) for x in (new_mean, new_variance)
+    )
     step = weight * (new_mean - mean)
     spread = step * (new_mean - mean)
-    new = weight * new_variance
-    return mean + step, (1 - weight) * (variance + spread) + new
+    moved = jnp.where(kept == 0, kept * mean + weight * new_mean, mean + step)
+    return moved, weighted(variance + spread, kept) + weight * new_variance

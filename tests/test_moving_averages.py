@@ -51,6 +51,15 @@ class TestCreateEma:
         moments, _ = run([jnp.array([1.0, 3.0])], 0.999)
         np.testing.assert_allclose(both(moments), [2, 1], rtol=1e-6)
 
+    @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.999])
+    def test_starts_with_the_moments_of_the_first_batch(self, decay):
+        """Even where the square of the mean overflows."""
+        init_state, update_moments = create_ema(decay)
+        for mean in (0.1, 1e25):
+            x = jnp.full(4, mean)
+            moments, _ = update_moments(x, init_state(x))
+            assert moments == (x[0], 0)
+
     def test_keeps_what_its_state_says(self, rng):
         batches = rng.normal(size=(3, 4)).astype(np.float32)
         moments, state = run(list(batches), 0.9)
@@ -230,3 +239,15 @@ class TestMerged:
     def test_a_weight_of_one_replaces_the_moments(self):
         assert merged(5.0, 2.0, 3.0, 1.0, 1.0) == (3, 1)
         assert merged(5.0, 2.0, 3.0, 1.0, 0.0) == (5, 2)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+    def test_what_has_no_weight_has_no_effect(self, bad):
+        bad, three, one = jnp.float32(bad), jnp.float32(3), jnp.float32(1)
+        assert merged(bad, bad, three, one, one) == (3, 1)
+        assert merged(three, one, bad, bad, 0 * one) == (3, 1)
+
+    def test_the_slope_by_a_weight_of_one_or_zero_is_that_next_to_it(self):
+        for weight in (0.0, 1.0):
+            slopes = jax.jacobian(lambda w: merged(5.0, 2.0, 3.0, 1.0, w))(weight)
+            # Of w 3 + (1 - w) 5, and of 2 - w + 4 w (1 - w).
+            assert slopes == (-2, 3 - 8 * weight)

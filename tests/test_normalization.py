@@ -130,6 +130,16 @@ class TestArt:
         new = art(START, jnp.array([5.0, 1.0]), jnp.array([index, 1]), 0.1, *BOUNDS)
         assert np.isnan(new).all()
 
+    @pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+    def test_targets_without_any_weight_change_nothing(self, spoilt):
+        targets, indices = jnp.array([spoilt, 5.0]), jnp.array([0, 1])
+        assert_close(art(START, targets, indices, 0.0, *BOUNDS), START, rtol=0)
+
+    def test_a_step_of_one_forgets_a_spread_that_overflows(self):
+        new = art(START, jnp.array([1e25]), jnp.array([0]), 1.0, *BOUNDS)
+        assert new.shift[0] == jnp.float32(1e25)
+        assert new.scale[0] == jnp.float32(BOUNDS[0])
+
     def test_recovers_from_a_target_whose_square_overflows(self):
         indices = jnp.array([0])
         state = PopArtState(jnp.zeros(1), jnp.ones(1), jnp.ones(1))
