@@ -73,8 +73,9 @@ def periodic_update(
         `new_tensors` where it is time, `old_tensors` elsewhere, in the same dtypes.
 
     Raises:
-        ValueError: if the structures, or two shapes, differ, or `update_period` is a
-            Python number below 1 or beyond 32 bits.
+        ValueError: if the structures, or two shapes, differ, `update_period` is a
+            Python number below 1 or beyond 32 bits, or `steps` does not fit into the
+            integers of JAX: 32 bits, or 64 if they are enabled.
         TypeError: if two dtypes differ, `steps` or `update_period` is not an integer,
             or something is not an array.
 
@@ -101,12 +102,21 @@ def periodic_update(
 
 
 def _integer(name: str, x: Arg) -> Array:
-    array = as_array("periodic_update", name, x)
+    try:
+        array = as_array("periodic_update", name, x)
+    except OverflowError:  # of a Python integer
+        array = jnp.zeros((), int)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"periodic_update: {name} must be an integer, got {array.dtype}; convert "
             f"it with jnp.asarray({name}, jnp.int32)."
         )
+    if isinstance(x, int | np.integer | np.ndarray):
+        widest = jnp.iinfo(array.dtype)
+        if np.any((x < widest.min) | (x > widest.max)):
+            raise ValueError(
+                f"periodic_update: {name} must fit into {widest.dtype}, got {x}."
+            )
     return array
 
 

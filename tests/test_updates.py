@@ -1,5 +1,7 @@
 """Updates now and then, against the choice made in Python."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,28 @@ class TestPeriodicUpdate:
             periodic_update(NEW, OLD, 3, period)
         with pytest.raises(ValueError, match=message):
             jax.jit(lambda steps: periodic_update(NEW, OLD, steps, period))(3)
+
+    @pytest.mark.parametrize(
+        "steps", [2**31, -(2**40), 2**70, np.int64(2**40), np.array([2**40])]
+    )
+    def test_what_does_not_fit_into_an_integer_is_refused(self, steps):
+        """It is not cut down to its lower bits."""
+        message = f"periodic_update: steps must fit into int32, got {steps}."
+        with (
+            jax.enable_x64(False),
+            pytest.raises(ValueError, match=f"^{re.escape(message)}$"),
+        ):
+            periodic_update(jnp.ones(1), jnp.zeros(1), steps, 3)
+        with jax.enable_x64(True):
+            assert periodic_update(1.0, 0.0, 2**40 + 2, 3) == 1  # as 4**20 leaves 1
+
+    def test_a_period_that_does_not_fit_into_an_integer_is_refused(self):
+        with (
+            jax.enable_x64(False),
+            pytest.raises(ValueError, match="update_period must fit into int32"),
+        ):
+            periodic_update(1.0, 0.0, 3, np.array(2**33))
+        assert periodic_update(1.0, 0.0, np.uint32(3_000_000_000), 10**9) == 1
 
     @pytest.mark.parametrize("period", [0, -1, -3])
     @pytest.mark.parametrize("steps", [0, 3, 4])
