@@ -142,19 +142,20 @@ def sample_start_indices(
         [0, 1, 2, 3]
     """
     _check_draws(batch_size, num_start_indices, max_valid_start_idx)
-    size, shape = max_valid_start_idx + 1, (num_start_indices,)
+    last, shape = max_valid_start_idx, (num_start_indices,)
 
     def draw(key: Array) -> Array:
-        if isinstance(size, int):
-            return jax.random.choice(key, size, shape, replace=False)
-        return _draw_one_by_one(key, size, num_start_indices)
+        if isinstance(last, int):
+            return jax.random.choice(key, last + 1, shape, replace=False)
+        # Wide enough for one more, whatever the dtype was.
+        return _draw_one_by_one(key, last.astype(int) + 1, num_start_indices)
 
     return jax.vmap(draw)(jax.random.split(rng_key, batch_size))
 
 
 def _draw_one_by_one(key: Array, size: Array, count: int) -> Array:
     """Draws `count` of the numbers below `size`, each from those still left."""
-    order, size = jnp.arange(count), size.astype(int)
+    order = jnp.arange(count)
     if count == 0:
         return order
     ranks = jax.random.randint(key, (count,), 0, jnp.maximum(size - order, 1))
@@ -211,6 +212,11 @@ def _last_start(
         )
     if max_valid is None:
         return jnp.asarray(last)
+    if jnp.shape(max_valid) != ():
+        raise ValueError(
+            "extract_subsequences: max_valid_start_idx has shape "
+            f"{jnp.shape(max_valid)}, expected i[]."
+        )
     if not jnp.issubdtype(jnp.result_type(max_valid), jnp.integer):
         raise TypeError(
             "extract_subsequences: max_valid_start_idx must be an integer, got "

@@ -128,6 +128,7 @@ class TestExtractSubsequences:
                 "max_valid_start_idx must be at most T - subsequence_len",
             ),
             ((2, -1), r"max_valid_start_idx must be in \[0, inf\), got -1"),
+            ((2, np.ones(1, int)), r"max_valid_start_idx has shape \(1,\), expected"),
         ],
     )
     def test_numbers_out_of_range_are_refused(self, rest, text):
@@ -201,6 +202,13 @@ class TestSampleStartIndices:
         for last in range(1, 6):
             assert draw(last).max() <= last
             assert draw(last).min() >= 0
+
+    @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32"])
+    def test_the_last_time_may_be_the_largest_of_its_dtype(self, dtype):
+        last = min(jnp.iinfo(dtype).max, 2**31 - 2)
+        starts = sample_start_indices(jax.random.key(0), 50, 3, jnp.array(last, dtype))
+        assert starts.min() >= 0
+        assert last // 2 < starts.max() <= last
 
     @pytest.mark.parametrize("last", [-2, -1, 0, 1])
     def test_an_array_that_is_too_small_gives_no_time(self, last):
