@@ -14,7 +14,7 @@ missed, the distances from that query point to all of the memory are computed.
 """
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +75,8 @@ def knn_query(
     Raises:
         ValueError: if a shape breaks its contract, or there are not `num_neighbors`
             points.
-        TypeError: if `data` or `query_points` is not floating-point, or
-            `num_neighbors` is not a Python `int`.
+        TypeError: if `data` or `query_points` is not floating-point, `num_neighbors` is
+            not a Python `int`, or `metric` no function that returns `f[]`.
 
     Example:
         >>> data = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
@@ -99,6 +99,7 @@ def knn_query(
         metric = _squared_distance
         indices = _candidates(*fixed, num_neighbors)
     else:
+        _refuse_what_is_no_metric(metric, data.dtype, data.shape[1:])
         indices = _nearest(_distances(metric, *fixed), num_neighbors)
     indices = jnp.sort(indices)  # so that the first of equals comes first
     pairs = jax.vmap(jax.vmap(metric, (None, 0)))
@@ -106,6 +107,19 @@ def knn_query(
     indices = jnp.take_along_axis(indices, order, axis=1)
     neighbors = data[indices]
     return KNNQueryResult(neighbors, indices, -pairs(query_points, neighbors))
+
+
+def _refuse_what_is_no_metric(metric: Any, dtype: Any, shape: Any) -> None:
+    if not callable(metric):
+        raise TypeError(
+            f"knn_query: metric must be a function, got {type(metric).__name__}."
+        )
+    point = jax.ShapeDtypeStruct(shape, dtype)
+    result = jax.eval_shape(metric, point, point)
+    is_array = isinstance(result, jax.ShapeDtypeStruct)
+    if not is_array or result.shape or not jnp.issubdtype(result.dtype, jnp.floating):
+        got = f"{result.dtype}{[*result.shape]}" if is_array else type(result).__name__
+        raise TypeError(f"knn_query: metric must return f[] for two points, got {got}.")
 
 
 def _candidates(data: Array, queries: Array, num_neighbors: int) -> Array:

@@ -119,6 +119,22 @@ class TestKnnQuery:
         )
         assert one_sided.neighbor_neg_distances.tolist() == [[-21]]
 
+    @pytest.mark.parametrize(
+        ("metric", "message"),
+        [
+            ("l2", "be a function, got str"),
+            (lambda q, x: q - x, r"return f\[\] for two points, got float32\[4\]"),
+            (lambda q, x: jnp.sum(q != x), r"return f\[\] .*, got int32\[\]"),
+            (lambda q, x: (q, x), r"return f\[\] for two points, got tuple"),
+        ],
+    )
+    def test_refuses_what_is_no_metric(self, rng, metric, message):
+        with (
+            jax.enable_x64(False),
+            pytest.raises(TypeError, match=rf"^knn_query: metric must .*{message}"),
+        ):
+            knn_query(cloud(rng, 6), cloud(rng, 2), 1, metric)
+
     @pytest.mark.parametrize("size", [10, 500])
     def test_gradients_are_those_of_the_distances(self, rng, size):
         data, points = cloud(rng, size), cloud(rng, 6)
