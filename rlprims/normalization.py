@@ -41,6 +41,9 @@ __all__ = [
 class PopArtState(NamedTuple):
     """Statistics of the targets of each of `N` tasks.
 
+    Keep them in single precision, as `popart` starts them, whatever the targets are:
+    half is too coarse for the small steps of an average.
+
     Attributes:
         shift: their mean, `f[N]`, in units of the targets.
         scale: their standard deviation, clipped, `f[N]`, in the same units.

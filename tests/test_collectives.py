@@ -18,10 +18,11 @@ def test_sums_over_axes(axis):
     np.testing.assert_allclose(AllSum(None)(jnp.asarray(DATA), axis=axis), expected)
 
 
+@pytest.mark.parametrize("name", ["batch", 0])
 @pytest.mark.parametrize("axis", [None, 0, (0, 1)])
-def test_sums_over_a_mapped_axis_too(axis):
+def test_sums_over_a_mapped_axis_too(axis, name):
     expected = DATA.sum(0).sum(axis)
-    by_vmap = jax.vmap(lambda x: AllSum("batch")(x, axis), axis_name="batch")(DATA)
+    by_vmap = jax.vmap(lambda x: AllSum(name)(x, axis), axis_name=name)(DATA)
     np.testing.assert_allclose(by_vmap, [expected, expected])
 
 

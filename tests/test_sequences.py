@@ -67,7 +67,7 @@ class TestExtractSubsequences:
             np.testing.assert_array_equal(pieces, by_hand(data, starts, 2, 2))
 
     def test_the_last_valid_start_may_be_traced(self):
-        data, starts = np.arange(12.0).reshape(6, 2), np.array([[0, 3], [2, 4]])
+        data, starts = np.arange(12.0).reshape(6, 2), np.array([[0, 5], [2, 4]])
         compiled = jax.jit(lambda last: extract_subsequences(data, starts, 2, last))
         for last in range(-1, 8):
             np.testing.assert_array_equal(
