@@ -27,7 +27,11 @@ class AllSum:
 
     Args:
         axis_name: the name of the mapped axis, of `jax.shard_map`, `jax.vmap` or
-            `jax.pmap`, or a tuple of names; `None` to sum over no such axis.
+            `jax.pmap`, or a tuple of names; `None` to sum over no such axis. Not an
+            integer, which JAX would take for an axis of the array.
+
+    Raises:
+        TypeError: if `axis_name` is an integer.
 
     Example:
         >>> AllSum()(jnp.array([1.0, 2.0])).item()
@@ -38,6 +42,15 @@ class AllSum:
     """
 
     axis_name: Hashable | None = None
+
+    def __post_init__(self) -> None:
+        name = self.axis_name
+        if any(
+            isinstance(x, int) for x in (name if isinstance(name, tuple) else [name])
+        ):
+            raise TypeError(
+                f"AllSum: axis_name must be the name of a mapped axis, got {name!r}."
+            )
 
     def __call__(self, x: Arg, axis: int | Sequence[int] | None = None) -> Array:
         """Sums `x` over `axis`, and over the mapped axis.
