@@ -153,8 +153,7 @@ def _update(
     # sums are made from the moments with it. An error in it then cancels out, where
     # otherwise it would pass for a move of the mean.
     total = 1 - decay_product
-    first = (state.decay_product == 1) & (decay < 1)  # whose weight is 1, unrounded
-    weight = jnp.where(first, 1, new / total)
+    weight = new / total
     old = state.debiased_moments()
     pairs = jax.tree.map(
         lambda x, m, v: merged(m, v, *_moments(x, axis_name), weight.astype(m.dtype)),

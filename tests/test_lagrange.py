@@ -275,3 +275,9 @@ class TestKLAlphaLoss:
             result = np.asarray(spread(*halves))
             expected = np.stack([call(weights, kl)] * 2, axis=1)
             np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_a_mean_by_weights_that_add_up_to_less_than_one():
+    weights, kl = jnp.array([0.25, 0.5]), jnp.array([3.0, 9.0])
+    losses = kl_alpha_loss(weights, [(kl, LagrangePenalty(jnp.float32(2), 1.0))])
+    assert [loss.item() for loss in losses] == [14, -12]

@@ -119,6 +119,23 @@ class TestKnnQuery:
         )
         assert one_sided.neighbor_neg_distances.tolist() == [[-21]]
 
+    @pytest.mark.parametrize("nan", [np.nan, -np.nan])
+    def test_a_distance_that_is_no_number_is_the_farthest(self, nan):
+        metric = lambda q, x: jnp.where(x[0] > 4, nan, jnp.abs(q[0] - x[0]))
+        data, points = jnp.array([[0.0], [5.0], [1.0]]), jnp.zeros((1, 1))
+        assert knn_query(data, points, 3, metric).neighbor_indices.tolist() == [
+            [0, 2, 1]
+        ]
+
+    def test_gradients_skip_a_neighbor_at_infinity(self):
+        def nearness(data, points):
+            distances = knn_query(data, points, 2).neighbor_neg_distances
+            return jnp.sum(jnp.where(jnp.isfinite(distances), distances, 0))
+
+        data, points = jnp.array([[jnp.inf], [1.0]]), jnp.array([[0.0]])
+        by_data, by_points = jax.grad(nearness, (0, 1))(data, points)
+        assert (by_data.tolist(), by_points.tolist()) == ([[0], [-2]], [[2]])
+
     @pytest.mark.parametrize(
         ("metric", "message"),
         [

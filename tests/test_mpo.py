@@ -279,6 +279,15 @@ class TestMPOLoss:
         assert np.isnan(jax.grad(gradient)(0.7, kl_loss_weight=0.0))
         assert np.isnan(gradient(0.7, alpha_loss_weight=0.0))
 
+    @pytest.mark.parametrize("name", ["policy", "temperature"])
+    def test_a_value_that_is_no_number_shows_in_either_loss(self, batch, name):
+        log_probs, q, *_ = batch
+        weights = {"policy_loss_weight": 0.0, "temperature_loss_weight": 0.0}
+        weights[f"{name}_loss_weight"] = 1.0
+        penalty = LagrangePenalty(0.5, 0.1)
+        loss, _ = mpo_loss(log_probs, q * np.nan, penalty, [], **weights)
+        assert np.isnan(loss).all()
+
     def test_weights_are_reported_where_no_loss_counts_them(self):
         q = floats([-np.inf, 1], [1, 3], [1, np.nan])
         weights = {"policy_loss_weight": 0.0, "temperature_loss_weight": 0.0}

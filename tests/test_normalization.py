@@ -139,6 +139,8 @@ class TestArt:
         new = art(START, jnp.array([1e25]), jnp.array([0]), 1.0, *BOUNDS)
         assert new.shift[0] == jnp.float32(1e25)
         assert new.scale[0] == jnp.float32(BOUNDS[0])
+        new = art(START, jnp.array([1e25]), jnp.array([0]), 0.5, 0.0, jnp.inf)
+        assert np.isfinite(new).all()
 
     def test_recovers_from_a_target_whose_square_overflows(self):
         indices = jnp.array([0])
