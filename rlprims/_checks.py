@@ -41,7 +41,7 @@ like any other, called `state.mean` in errors.
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import jax
@@ -50,7 +50,8 @@ import numpy as np
 from jax import Array
 from jax.tree_util import GetAttrKey
 
-from rlprims._contracts import Contract, Interval, Shape, Sizes
+from rlprims._contracts import Contract, Interval, Shape, mismatch
+from rlprims._hints import vmap_hint
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -130,6 +131,9 @@ class _Checked:
             for k in parameters
             if typing.get_origin(hints.get(k)) is typing.Literal
         }
+        self.keyword_only = [
+            k for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY
+        ]
         self.defaults = {
             name: parameter.default
             for name, parameter in parameters.items()
@@ -140,7 +144,7 @@ class _Checked:
         """Returns the function that stands in for the one given."""
         parameters = self.signature.parameters
         allowed, required = parameters.keys(), parameters.keys() - self.defaults.keys()
-        positional = [name for name in parameters if not self.keyword_only(name)]
+        positional = [name for name in parameters if name not in self.keyword_only]
         # A `bool` is fixed everywhere: where a number is wanted, so as to be refused.
         fixed = {
             name: {type(None), bool, *contract.fixed}
@@ -313,77 +317,13 @@ class _Checked:
 
     def check_shapes(self, arrays: Mapping[str, Array], order: tuple[str, ...]) -> None:
         shapes = {k: _shape(array, self.inputs[k].kind) for k, array in arrays.items()}
-        problem = self.mismatch(shapes)
+        problem = mismatch(self.inputs, shapes)
         if problem:
-            raise ValueError(f"{self.name}: {problem}{self.vmap_hint(shapes, order)}")
-
-    def mismatch(self, shapes: Mapping[str, Shape]) -> str:
-        """Describes the first argument that breaks its contract; empty if none does."""
-        sizes: Sizes = {}
-        for name, shape in shapes.items():
-            contract = self.inputs[name]
-            bound = (spec.bind(shape, sizes) for spec in contract.specs)
-            match = next((b for b in bound if b is not None), None)
-            if match is None:
-                known = [f"{k} = {v}" for k, v in sizes.items() if k in contract.text]
-                where = f" with {', '.join(known)}" if known else ""
-                return f"{name} has shape {shape}, expected {contract.text}{where}."
-            sizes = match
-        return ""
-
-    def vmap_hint(self, shapes: Mapping[str, Shape], order: tuple[str, ...]) -> str:
-        """Writes the `jax.vmap` call to make, if one extra leading axis is all."""
-        for batched in self.batches(shapes):
-            sizes = {shape[0] for shape in batched.values()}
-            peeled = dict(shapes) | {k: shape[1:] for k, shape in batched.items()}
-            if len(sizes) == 1 and not self.mismatch(peeled):
-                return self.vmap_call(batched, order, sizes.pop())
-        return ""
-
-    def batches(self, shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
-        """Yields which arguments may have a batch axis: what must, then what may."""
-        limited = {k: c.specs for k, c in self.inputs.items() if c.rank is not None}
-        ranks = {k: {len(x.dims) for x in limited[k]} for k in shapes if k in limited}
-        more = {k: x for k, x in shapes.items() if len(x) - 1 in ranks.get(k, ())}
-        must = {k: x for k, x in more.items() if len(x) not in ranks[k]}
-        either = {k: x for k, x in more.items() if len(x) > 1}  # as in `f[T]|f[T,K]`
-        sizes = {x[0] for x in (must or either).values()}
-        long = {k: x for k, x in shapes.items() if x and {x[0]} == sizes}
-        free = {k: x for k, x in long.items() if k not in ranks}
-        yield must | free | {k: x for k, x in long.items() if k in either}
-        yield must | free
-        yield must | long
-
-    def vmap_call(
-        self, batched: Mapping[str, Shape], order: tuple[str, ...], size: int
-    ) -> str:
-        """Writes the `jax.vmap` call over the arguments that have a batch axis."""
-        parts = {name: [] for name in self.signature.parameters}
-        for key in order:
-            parts[key.split(".")[0]].append(key)
-        names = [name for name in parts if parts[name]]
-        whole = {name for name in names if {*parts[name]} <= batched.keys()}
-        if any(key.split(".")[0] not in whole for key in batched):
-            return ""  # of a named tuple only some fields are batched
-        leading = dict(zip(parts, names, strict=False))
-        args = [k for k, v in leading.items() if k == v and not self.keyword_only(k)]
-        kwargs = [name for name in names if name not in args]
-        bound = "".join(f", {k}={k}" for k in kwargs if k not in whole)
-        axes = tuple(0 if name in whole else None for name in args)
-        fn = f"functools.partial({self.name}{bound})" if bound else self.name
-        in_axes = f", in_axes={axes}" if None in axes else ""
-        passed = args + [f"{k}={k}" for k in kwargs if k in whole]
-        call = f"jax.vmap({fn}{in_axes})({', '.join(passed)})"
-        timed = any("T" in self.inputs[name].text for name in batched)
-        other = " If time comes first, as in [T, B], map axis 1: in_axes=1, out_axes=1."
-        return f" For a batch of {size}, use {call}.{other if timed else ''}"
+            hint = vmap_hint(self.name, self.signature, self.inputs, shapes, order)
+            raise ValueError(f"{self.name}: {problem}{hint}")
 
     def optional(self, name: str) -> bool:
         return self.defaults.get(name, ...) is None
-
-    def keyword_only(self, name: str) -> bool:
-        parameter = self.signature.parameters[name]
-        return parameter.kind is inspect.Parameter.KEYWORD_ONLY
 
 
 def _record(hint: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import re
 import typing
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Shape = tuple[int, ...]
@@ -109,3 +110,18 @@ class Contract(NamedTuple):
             running = len(texts) < len(hint.__metadata__)
             return cls.parse(*texts, fixed=fixed)._replace(running=running)
         return next(filter(None, map(cls.of, args)), None)  # as in Annotated[…] | None
+
+
+def mismatch(contracts: Mapping[str, Contract], shapes: Mapping[str, Shape]) -> str:
+    """Describes the first argument that breaks its contract; empty if none does."""
+    sizes: Sizes = {}
+    for name, shape in shapes.items():
+        contract = contracts[name]
+        bound = (spec.bind(shape, sizes) for spec in contract.specs)
+        match = next((b for b in bound if b is not None), None)
+        if match is None:
+            known = [f"{k} = {v}" for k, v in sizes.items() if k in contract.text]
+            where = f" with {', '.join(known)}" if known else ""
+            return f"{name} has shape {shape}, expected {contract.text}{where}."
+        sizes = match
+    return ""

@@ -19,6 +19,7 @@ LAYERS = [
     layer.split()
     for layer in (
         "_contracts",
+        "_hints",
         "_checks",
         "arrays collectives gradients sequences",
         "_constraints categorical embeddings gaussians losses memory moving_averages "
