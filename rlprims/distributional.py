@@ -26,7 +26,7 @@ from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import batched_index, contain_nonfinite
 from rlprims.categorical import best_action, categorical_cross_entropy
 from rlprims.gradients import stop_gradient_if
-from rlprims.two_hot import interpolation_weights
+from rlprims.two_hot import interpolation_weights, is_increasing
 
 __all__ = [
     "categorical_double_q_learning",
@@ -65,8 +65,8 @@ def categorical_l2_project(
             the end.
         probs: their probabilities :math:`p_j`, `f[M]`, dimensionless.
         z_q: atoms :math:`z'_k` to project onto, `f[N]`, in units of return, in
-            increasing order, which is not checked; evenly spaced is fastest. Of equal
-            atoms, one gets all that falls on them.
+            increasing order, else the result is NaN; evenly spaced is fastest. Of
+            equal atoms, one gets all that falls on them.
 
     Returns:
         Probabilities of `z_q`, `f[N]`, dimensionless.
@@ -95,7 +95,8 @@ def categorical_l2_project(
     projected = (
         jnp.zeros_like(z_q).at[k].add(probs * p_low).at[k + 1].add(probs * p_high)
     )
-    return jnp.where(jnp.isnan(z_p).any(), jnp.nan, projected)
+    defined = ~jnp.isnan(z_p).any() & is_increasing(z_q)
+    return jnp.where(defined, projected, jnp.nan)
 
 
 @checked
@@ -119,7 +120,7 @@ def categorical_td_learning(
 
     Args:
         v_atoms_tm1: atoms of the prediction, in the state left, `f[N]`, in units of
-            return, in increasing order, which is not checked.
+            return, in increasing order, else the loss is NaN.
         v_logits_tm1: their logits, `f[N]`.
         r_t: reward that followed, `f[]`.
         discount_t: discount that followed, `f[]`, dimensionless, in `[0, 1]`; 0 on
@@ -176,7 +177,7 @@ def categorical_q_learning(
 
     Args:
         q_atoms_tm1: atoms of the predictions, in the state left, `f[N]`, in units of
-            return, in increasing order, which is not checked.
+            return, in increasing order, else the loss is NaN.
         q_logits_tm1: their logits for each action, `f[A,N]`.
         a_tm1: action taken there, `i[]`, in `[0, A)`; outside, the loss is NaN.
         r_t: reward that followed, `f[]`.
@@ -248,7 +249,7 @@ def categorical_double_q_learning(
 
     Args:
         q_atoms_tm1: atoms of the predictions, in the state left, `f[N]`, in units of
-            return, in increasing order, which is not checked.
+            return, in increasing order, else the loss is NaN.
         q_logits_tm1: their logits for each action, `f[A,N]`.
         a_tm1: action taken there, `i[]`, in `[0, A)`; outside, the loss is NaN.
         r_t: reward that followed, `f[]`.

@@ -90,8 +90,8 @@ def transform_to_2hot(
         scalar: numbers :math:`x`, `f[...]`. One outside the range is taken for its
             nearer end, with derivative 0; NaN gives NaN.
         min_value: the first bin :math:`b_0`, `f[]`, in the units of `scalar`.
-        max_value: the last bin :math:`b_{K-1}`, `f[]`, above `min_value`; checked only
-            if both are Python numbers.
+        max_value: the last bin :math:`b_{K-1}`, `f[]`, above `min_value`. One below it
+            gives NaN, or an error if both are Python numbers.
         num_bins: how many bins :math:`K`, an `int`, at least 2.
 
     Returns:
@@ -113,7 +113,8 @@ def transform_to_2hot(
         Schrittwieser et al., `Mastering Atari, Go, Chess and Shogi by Planning with a
         Learned Model <https://arxiv.org/abs/1911.08265>`_, 2019.
     """
-    return _two_hot(scalar, _uniform_bins(min_value, max_value, num_bins))
+    weights = _two_hot(scalar, _uniform_bins(min_value, max_value, num_bins))
+    return jnp.where(min_value <= max_value, weights, jnp.nan)
 
 
 @_refuses_empty_ranges
@@ -134,8 +135,8 @@ def transform_from_2hot(
         probs: probabilities :math:`p_k`, `f[...,K]`, dimensionless; not normalised
             here. A distribution that is symmetric about 0 decodes to exactly 0.
         min_value: the first bin :math:`b_0`, `f[]`.
-        max_value: the last bin :math:`b_{K-1}`, `f[]`, above `min_value`; checked only
-            if both are Python numbers.
+        max_value: the last bin :math:`b_{K-1}`, `f[]`, above `min_value`. One below it
+            gives NaN, or an error if both are Python numbers.
         num_bins: how many bins :math:`K`, an `int`, at least 2.
 
     Returns:
@@ -155,7 +156,8 @@ def transform_from_2hot(
         Learned Model <https://arxiv.org/abs/1911.08265>`_, 2019.
     """
     _refuse_other_sizes("transform_from_2hot", probs, num_bins)
-    return _mean(probs, _uniform_bins(min_value, max_value, num_bins))
+    means = _mean(probs, _uniform_bins(min_value, max_value, num_bins))
+    return jnp.where(min_value <= max_value, means, jnp.nan)
 
 
 @checked
@@ -174,8 +176,9 @@ def transform_to_2hot_nonlinear(
         scalar: numbers :math:`x`, `f[...]`. One outside the bins is taken for the
             nearer end, with derivative 0; NaN gives NaN.
         bins: at least 2 numbers :math:`b_k` in increasing order, `f[K]`, in the units
-            of `scalar`; the order is not checked. Equal bins are allowed, and so are
-            infinite ones at the ends, which only infinite numbers put weight on.
+            of `scalar`; in any other order the result is NaN. Equal bins are allowed,
+            and so are infinite ones at the ends, which only infinite numbers put
+            weight on.
 
     Returns:
         Weights, `f[...,K]`, dimensionless: two neighbours share 1, or one bin has it
@@ -197,7 +200,7 @@ def transform_to_2hot_nonlinear(
         <https://arxiv.org/abs/2301.04104>`_, 2023.
     """
     _refuse_single_bins("transform_to_2hot_nonlinear", bins)
-    return _two_hot(scalar, bins)
+    return jnp.where(is_increasing(bins), _two_hot(scalar, bins), jnp.nan)
 
 
 @checked
@@ -304,6 +307,11 @@ def _mean(probs: Array, bins: Array) -> Array:
 
 
 # What projections are made of too
+
+
+def is_increasing(x: Array) -> Array:
+    """Whether no entry is below the one before, or NaN next to another."""
+    return jnp.all(x[1:] >= x[:-1])
 
 
 def interpolation_weights(x: Array, low: Array, high: Array) -> tuple[Array, Array]:

@@ -188,6 +188,11 @@ class TestProjection:
         expected = [project(*args) for args in zip(z_p, probs, z_q, strict=True)]
         np.testing.assert_allclose(result, expected, atol=2e-6)
 
+    @pytest.mark.parametrize("z_q", [(2, 1, 0), (0, 2, 1), (0, NAN, 1)])
+    def test_atoms_that_do_not_increase_give_nan(self, z_q):
+        z_q, p = jnp.array(z_q, jnp.float32), jnp.ones(3) / 3
+        assert np.isnan(categorical_l2_project(jnp.arange(3.0), p, z_q)).all()
+
     def test_needs_no_memory_for_all_pairs(self):
         atoms = jax.ShapeDtypeStruct((601,), jnp.float32)
         loss = lambda *args: categorical_l2_project(*args)[7]

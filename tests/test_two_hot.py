@@ -216,6 +216,11 @@ class TestUniformBins:
         )
         assert all(np.isfinite(g).all() for g in grads)
 
+    def test_a_traced_range_upside_down_gives_nan(self):
+        low, high = jnp.float32(1), jnp.float32(0)
+        assert np.isnan(transform_to_2hot(0.5, low, high, 4)).all()
+        assert np.isnan(transform_from_2hot(jnp.ones(4) / 4, low, high, 4))
+
     @pytest.mark.parametrize("symmetric", [True, False])
     def test_decoding_has_the_derivatives_of_a_mean(self, symmetric, rng):
         probs = rng.dirichlet(np.ones(7)).astype(np.float32)
@@ -322,6 +327,11 @@ class TestArbitraryBins:
         result = transform_to_2hot_nonlinear(jnp.array([jnp.nan, 0.0]), bins)
         np.testing.assert_array_equal(np.isnan(result).all(axis=-1), [True, False])
         np.testing.assert_array_equal(np.isnan(result).any(axis=-1), [True, False])
+
+    @pytest.mark.parametrize("bins", [(2, 1, 0), (0, 2, 1), (0, np.nan, 1)])
+    def test_bins_that_do_not_increase_give_nan(self, bins):
+        result = transform_to_2hot_nonlinear(0.5, jnp.array(bins, jnp.float32))
+        assert np.isnan(result).all()
 
     def test_equal_bins_divide_nothing_by_zero(self):
         bins = jnp.array([0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0])
