@@ -5,8 +5,8 @@ The last column says what RLax does: gives a `wrong` value or refuses nothing, g
 ".[peer]"`. What is right comes from definitions, or from exact arithmetic.
 
 The letters are those of the entries in the list of findings. The wrong shapes and
-indices that RLax accepts in silence, and the steps that its discounts do not cut, are
-in `test_silence.py`.
+indices that RLax accepts in silence, and functions whose discount of 0 does not keep
+NaN out, are one by one in `test_silence.py`.
 """
 
 import builtins
