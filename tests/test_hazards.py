@@ -202,7 +202,7 @@ D2 compute_parametric_kl_penalty_and_dual_loss([(f([1], [2]), penalty(rl)),
     compute_parametric_kl_penalty_and_dual_loss: kl_constraints[1][0] has | wrong
 D3 extract_subsequences(X, i([4]), 3, 2).ravel() | [nan, nan, nan] | wrong
 D3 extract_subsequences(X, i([3]), 4).ravel() | [nan, nan, nan, nan] | wrong
-D3 extract_subsequences(f([0, 1], [2, 3]), i([0], [1], [2]), 2, 2)
+D3 extract_subsequences(jnp.ones((5, 2)), i([0], [1], [2]), 2, 2)
     | ValueError: extract_subsequences: start_indices has shape | wrong
 D3 sample_start_indices(KEY, 2, 5, 3) | ValueError: sample_start_indices:
     num_start_indices must be | ValueError: Cannot take a larger sample
@@ -245,9 +245,9 @@ E1 strictly(lambda: epsilon_greedy(0.1).probs(f(1, 2))) | [0.05, 0.95]
 E1 unwarned(lambda: policy_gradient_loss(f([0, 0]), i(0), f(1), f(1))) | np.log(2)
     | PendingDeprecationWarning: Rlax softmax
 E1 td_learning(f(0)[0], jnp.int32(1), 0.9, 1.0) | TypeError: td_learning: r_t must be
-    floating-point, got int32 | AssertionError: [Chex] Assertion assert_type
+    floating-point, got int32 | AssertionError: Assertion assert_type
 E1 td_learning(f(0), 1.0, 0.9, 1.0) | ValueError: td_learning: v_tm1 has shape (1,)
-    | AssertionError: [Chex] Assertion assert_rank
+    | AssertionError: Assertion assert_rank
 E1 lambda_returns(f(), f(), f()) | []
     | IndexError: index is out of bounds for axis 0 with size 0
 E1 multivariate_normal_kl_divergence(f(0, 0), 0.5, f(0, 0), 1.0)
@@ -327,15 +327,16 @@ def test_it_is_right_here(call, right, peer):
 def test_it_is_as_stated_in_rlax(call, right, peer):
     rlax = pytest.importorskip("rlax")
     kind, _, message = peer.partition(": ")
-    error_types = WRONG if kind == "wrong" else Exception
+    error_types = Exception
+    if kind == "wrong":
+        error_types, message = WRONG, "Not equal to tolerance|DID NOT RAISE"
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         if kind == "same":
             run(call, right, rlax)
             return
-        with pytest.raises(error_types, match=re.escape(message)) as error:
+        with pytest.raises(error_types, match=message) as error:
             run(call, right, rlax)
     assert kind in {"wrong", error.type.__name__}
-    assert ("[Chex]" in str(error.value)) == ("[Chex]" in message)
 
 
 # What the calls are made of
