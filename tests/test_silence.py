@@ -20,6 +20,8 @@ import pytest
 
 import rlprims
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 # A function, its arguments with their axes, and what is accepted of which argument.
 TABLE = """
 batched_index: values TA, indices Ti
@@ -175,8 +177,6 @@ CHANGES = {
 LEGAL = {
     ("pop", "w", "rank-1"): "a layer may have no axis of inputs",
 }
-
-
 # Functions that another one speaks for.
 RENAMED = {"gaussian_diagonal.kl": "multivariate_normal_kl_divergence"}
 
