@@ -3,11 +3,12 @@
 Each topic is a module, whose docstring teaches it and whose `__all__` is its API; all
 of it can be had from here too:
 
-*   `state_values`, `action_values`, `action_value_traces`: temporal-difference errors,
-    which move predictions towards targets.
+*   `state_values`, `action_values`, `action_value_traces`, `off_policy_action_values`:
+    temporal-difference errors, which move predictions towards targets.
 *   `distributional`, `quantile`: losses of predicted distributions of the return.
-*   `returns`, `advantages`, `off_policy`, `v_trace`: multistep estimates, for one's own
-    policy and another's.
+*   `returns`, `selective_returns`, `advantages`, `off_policy`, `v_trace`: multistep
+    estimates, for one's own policy and another's.
+*   `importance_weights`: what samples of one policy count for under another.
 *   `policy_gradients`, `regret_policy_gradients`: losses whose gradient improves a
     policy.
 *   `mpo`, `vmpo`, `lagrange`: policies improved within a limit on how far they move.
@@ -42,6 +43,7 @@ from rlprims.embeddings import *
 from rlprims.exploration import *
 from rlprims.gaussians import *
 from rlprims.gradients import *
+from rlprims.importance_weights import *
 from rlprims.intrinsic_rewards import *
 from rlprims.lagrange import *
 from rlprims.losses import *
@@ -51,12 +53,14 @@ from rlprims.mpo import *
 from rlprims.nonlinear_bellman import *
 from rlprims.normalization import *
 from rlprims.off_policy import *
+from rlprims.off_policy_action_values import *
 from rlprims.policy_gradients import *
 from rlprims.policy_targets import *
 from rlprims.quantile import *
 from rlprims.recurrences import *
 from rlprims.regret_policy_gradients import *
 from rlprims.returns import *
+from rlprims.selective_returns import *
 from rlprims.sequences import *
 from rlprims.state_values import *
 from rlprims.transform_pairs import *

@@ -25,11 +25,11 @@ from rlprims.arrays import (
 )
 from rlprims.gradients import td_error
 from rlprims.off_policy import (
-    followed,
     general_off_policy_returns_from_action_values,
     general_off_policy_returns_from_q_and_v,
     trust,
 )
+from rlprims.recurrences import followed
 from rlprims.returns import lambda_returns
 
 __all__ = ["q_lambda", "retrace", "retrace_continuous", "sarsa_lambda"]
@@ -247,20 +247,21 @@ def retrace(
         Munos, Stepleton, Harutyunyan and Bellemare, `Safe and Efficient Off-Policy
         Reinforcement Learning <https://arxiv.org/abs/1606.02647>`_, 2016.
     """
-    q_tm1, a_tm1, a_t, pi_t, mu_t = keep_where(mask_t, q_tm1, a_tm1, a_t, pi_t, mu_t)
-    trusted = trust(batched_index(pi_t, a_t), mu_t)
-    used = contain_nonfinite(trusted, followed(discount_t, truncation_t, mask_t))
-    returns = general_off_policy_returns_from_action_values(
+    a_t, pi_t, mu_t = keep_where(mask_t, a_t, pi_t, mu_t)
+    return corrected_errors(
+        q_tm1,
         q_t,
+        a_tm1,
         a_t,
         r_t,
         discount_t,
-        weighted(used, lambda_),
         pi_t,
+        trust(batched_index(pi_t, a_t), mu_t),
+        lambda_,
+        stop_target_gradients,
         truncation_t=truncation_t,
         mask_t=mask_t,
     )
-    return td_error(batched_index(q_tm1, a_tm1), returns, stop_target_gradients)
 
 
 @checked
@@ -342,6 +343,43 @@ def retrace_continuous(
         mask_t=mask_t,
     )
     return td_error(q_tm1, returns, stop_target_gradients)
+
+
+# What all of them share that take the values of all actions
+
+
+def corrected_errors(
+    q_tm1: Array,
+    q_t: Array,
+    a_tm1: Array,
+    a_t: Array,
+    r_t: Array,
+    discount_t: Array,
+    pi_t: Array,
+    trust_t: Array,
+    lambda_: Array,
+    stop_target_gradients: bool | Array,
+    *,
+    truncation_t: Array | None,
+    mask_t: Array | None,
+) -> Array:
+    """Returns off-policy corrected returns less the values of the actions taken.
+
+    The corrections are `lambda_ * trust_t`, of which neither is used at the end.
+    """
+    q_tm1, a_tm1 = keep_where(mask_t, q_tm1, a_tm1)
+    used = contain_nonfinite(trust_t, followed(discount_t, truncation_t, mask_t))
+    returns = general_off_policy_returns_from_action_values(
+        q_t,
+        a_t,
+        r_t,
+        discount_t,
+        weighted(used, lambda_),
+        pi_t,
+        truncation_t=truncation_t,
+        mask_t=mask_t,
+    )
+    return td_error(batched_index(q_tm1, a_tm1), returns, stop_target_gradients)
 
 
 def _clipped_ratio(log_rho: Array) -> Array:

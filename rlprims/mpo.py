@@ -38,7 +38,8 @@ from rlprims._constraints import (
 )
 from rlprims.arrays import contain_nonfinite, lhs_broadcast, weighted
 from rlprims.gradients import stop_gradient_if
-from rlprims.lagrange import POSITIVE, AxisName, Projection, penalties
+from rlprims.importance_weights import exponential_weights
+from rlprims.lagrange import POSITIVE, Projection, penalties
 
 __all__ = ["MpoOutputs", "mpo_compute_weights_and_temperature_loss", "mpo_loss"]
 
@@ -296,34 +297,6 @@ def _tempered(
     temperature = jnp.broadcast_to(project(constraint.alpha), q.shape[:-1])
     weights, log_sum = exponential_weights(q, jnp.ones_like(q), temperature)
     return temperature * (constraint.epsilon - math.log(q.shape[-1])) + log_sum, weights
-
-
-def exponential_weights(
-    values: Array, counts: Array, temperature: Array, axis_name: AxisName = None
-) -> tuple[Array, Array]:
-    """Returns weights proportional to `counts * exp(values / temperature)`.
-
-    They are normalised over the last axis, and over the devices along `axis_name`. The
-    other result is the logarithm of what they are divided by, times the temperature.
-    What counts for zero has no effect, NaN included. If nothing is left, both are NaN.
-    """
-    heat = temperature[..., None]
-    best = jnp.max(values, axis=-1, keepdims=True, where=counts != 0, initial=-jnp.inf)
-    best = jax.lax.stop_gradient(best)
-    if axis_name is not None:
-        best = jax.lax.pmax(best, axis_name)
-    gaps = values - jnp.where(best == -jnp.inf, 0, best)
-    # No gap that counts is above zero. One that does not may be anything, and is cut
-    # off where its exponential would leave the range of numbers.
-    bounded = gaps < 80 * heat
-    real = (values != -jnp.inf) & ((counts != 0) | bounded)
-    exps = jnp.where(real, counts * jnp.exp(jnp.where(real, gaps, 0) / heat), 0)
-    whole = jnp.sum(exps, axis=-1, keepdims=True)
-    if axis_name is not None:
-        whole = jax.lax.psum(whole, axis_name)
-    known = jnp.where(whole == 0, 1, whole)
-    log_sum = jnp.where(whole == 0, jnp.nan, best + heat * jnp.log(known))
-    return jnp.where(whole == 0, jnp.nan, exps / known), log_sum[..., 0]
 
 
 _moved = jax.jit(jnp.moveaxis, static_argnums=(1, 2))

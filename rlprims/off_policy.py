@@ -76,7 +76,7 @@ def general_off_policy_returns_from_q_and_v(
         Reinforcement Learning <https://arxiv.org/abs/1606.02647>`_, 2016.
     """
     q, c = jnp.append(q_t, 0), jnp.append(c_t, 0)
-    returns = _corrected_returns(q, v_t, r_t, discount_t, c, truncation_t, mask_t)
+    returns = corrected_returns(q, v_t, r_t, discount_t, c, truncation_t, mask_t)
     return stop_gradient_if(stop_target_gradients, returns)
 
 
@@ -143,11 +143,9 @@ def general_off_policy_returns_from_action_values(
         <https://arxiv.org/abs/1602.04951>`_, 2016.
     """
     q_t, a_t, discount_t, pi_t = keep_where(mask_t, q_t, a_t, discount_t, pi_t)
-    pi_t = contain_nonfinite(pi_t, discount_t[:, None])
-    weights = discount_t[:, None] * pi_t
-    v_t = jnp.sum(pi_t * contain_nonfinite(q_t, weights), axis=-1)
+    v_t = expected_value(q_t, pi_t, discount_t)
     c = jnp.where(jnp.arange(len(c_t)) < len(c_t) - 1, c_t, 0)
-    returns = _corrected_returns(
+    returns = corrected_returns(
         batched_index(q_t, a_t), v_t, r_t, discount_t, c, truncation_t, mask_t
     )
     return stop_gradient_if(stop_target_gradients, returns)
@@ -160,14 +158,14 @@ def trust(pi: Array, mu: Array) -> Array:
     return jnp.where(jnp.isnan(mu), mu, clipped)
 
 
-def followed(
-    discount_t: Array, truncation_t: Array | None, mask_t: Array | None
-) -> Array:
-    """Returns discounts, and 0 where no correction is used: at the end, at cuts."""
-    return uncut(discount_t, truncation_t, mask_t).at[-1:].set(0)
+def expected_value(q: Array, pi: Array, discount: Array) -> Array:
+    """Returns the mean value of the actions, finite where the discount is zero."""
+    pi = contain_nonfinite(pi, discount[:, None])
+    weights = discount[:, None] * pi
+    return jnp.sum(pi * contain_nonfinite(q, weights), axis=-1)
 
 
-def _corrected_returns(
+def corrected_returns(
     q: Array,
     v: Array,
     r: Array,

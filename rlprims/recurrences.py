@@ -109,6 +109,19 @@ def uncut(weight: Array, truncation_t: Array | None, mask_t: Array | None) -> Ar
     return jnp.where(mask_t & ~truncation_t & (following == 0), weight, 0)
 
 
+def followed(
+    weight_t: Array, truncation_t: Array | None, mask_t: Array | None
+) -> Array:
+    """Returns `uncut` weights, and 0 at the end, which no other step follows either."""
+    return uncut(weight_t, truncation_t, mask_t).at[-1:].set(0)
+
+
+def next_counted(x_t: Array, mask_t: Array | None) -> Array:
+    """Returns what each step is followed by, padding passed over; 0 at the end."""
+    inputs, decays = passing_over(mask_t, x_t, jnp.zeros_like(x_t))
+    return jnp.append(backward_recurrence(inputs, decays), 0)[1:]
+
+
 @jax.custom_jvp
 def _recurrence(u: Array, a: Array, last: Array, cut: Array | None) -> Array:
     """Solves `x_t = u_t + a_t x_{t+1}`, ignoring `x_{t+1}` where `cut` is true.

@@ -23,12 +23,14 @@ from jax import Array
 from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import keep_where, weighted
 from rlprims.gradients import stop_gradient_if
-from rlprims.recurrences import backward_recurrence, uncut
+from rlprims.recurrences import backward_recurrence, followed, uncut
 
 __all__ = [
     "discounted_returns",
     "lambda_returns",
     "n_step_bootstrapped_returns",
+    "rewards_to_go",
+    "soft_lambda_returns",
 ]
 
 Maps = tuple[Array, Array]  # `u` and `a` of the maps `x -> u_t + a_t x`
@@ -220,6 +222,149 @@ def n_step_bootstrapped_returns(
     ends = jnp.minimum(jnp.arange(steps, dtype=jnp.int32) + n, steps) - 1
     returns = _put_back(mask_t, total + weighted(v_t[ends], decay))
     return stop_gradient_if(stop_target_gradients, returns)
+
+
+@checked
+def rewards_to_go(
+    r_t: Annotated[Arg, "f[T]"],
+    discount_t: Annotated[Arg, "f[T]"],
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+    stop_target_gradients: Flag = True,
+) -> Annotated[Array, "f[T]"]:
+    r"""Computes discounted sums of the rewards that are still to come.
+
+    They are returns without a bootstrap, as REINFORCE wants them. Nothing stands for
+    the rewards that a time limit or the end of the trajectory has cut off: there the
+    sum ends, as after a termination. Where values are at hand, `discounted_returns`
+    bootstraps from them.
+
+    .. math::
+        G_{t-1} = r_t + \gamma_t \, G_t, \qquad G_T = 0
+
+    Args:
+        r_t: rewards at times `1..T`, `f[T]`.
+        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
+            on termination.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`: no
+            sum sees beyond. None was cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+        stop_target_gradients: whether to block gradients through the result, `b[]`.
+
+    Returns:
+        Sums from times `0..T-1`, `f[T]`, in the units of `r_t`; 0 at steps that do not
+        count.
+
+    Raises:
+        ValueError: if a shape breaks its contract; use `jax.vmap` for batches.
+        TypeError: if a dtype breaks its contract.
+
+    Example:
+        >>> rewards_to_go(jnp.ones(3), jnp.array([0.5, 0.0, 0.5])).tolist()
+        [1.5, 1.0, 1.0]
+
+    References:
+        Williams, `Simple Statistical Gradient-Following Algorithms for Connectionist
+        Reinforcement Learning <https://doi.org/10.1007/BF00992696>`_, 1992.
+        Sutton and Barto, `Reinforcement Learning: An Introduction
+        <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, section
+        13.3.
+    """
+    return discounted_returns(
+        r_t,
+        discount_t,
+        0.0,
+        stop_target_gradients,
+        truncation_t=truncation_t,
+        mask_t=mask_t,
+    )
+
+
+@checked
+def soft_lambda_returns(
+    r_t: Annotated[Arg, "f[T]"],
+    discount_t: Annotated[Arg, "f[T]"],
+    v_t: Annotated[Arg, "f[T]"],
+    entropy_t: Annotated[Arg, "f[T]"],
+    lambda_: Annotated[Arg, "f[]|f[T]"] = 1.0,
+    *,
+    temperature: Annotated[Arg, "f[]", "[0, inf)"],
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+    stop_target_gradients: Flag = True,
+) -> Annotated[Array, "f[T]"]:
+    r"""Computes :math:`\lambda`-returns that reward the entropy of the policy too.
+
+    They are targets for soft action values, :math:`Q(s_{t-1}, a_{t-1})`. The first
+    action is given, so that its own entropy is no part of them: they pay for the
+    entropy at each later state that they pass through. A soft state value, from which
+    they bootstrap, has that of its own state in it, :math:`v_t = \sum_a \pi_t(a) \,
+    [q_t(a) - \eta \log \pi_t(a)]`. For targets of soft state values, add
+    `temperature` times the entropy at times `0..T-1`.
+
+    .. math::
+        G_{t-1} = r_t + \gamma_t \bigl[(1 - \lambda_t) \, v_t
+            + \lambda_t \, (\eta \mathcal{H}_t + G_t)\bigr],
+        \qquad \eta \mathcal{H}_T + G_T = v_T
+
+    Args:
+        r_t: rewards at times `1..T`, `f[T]`.
+        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
+            on termination.
+        v_t: soft state values at times `1..T`, `f[T]`, in units of return.
+        entropy_t: entropies :math:`\mathcal{H}_t` of the policy at times `1..T`,
+            `f[T]`, in nats; or minus the log-probabilities of the actions taken, of
+            which they are the mean. The last is not used, nor those at truncated
+            steps, as `v_t` has them.
+        lambda_: mixing between bootstrapping at once (0) and never (1), `f[]|f[T]`,
+            dimensionless.
+        temperature: what a nat of entropy is worth, :math:`\eta`, `f[]`, in units of
+            return, not negative; 0 gives `lambda_returns`.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own `v_t`, and no return sees beyond. None
+            was cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+        stop_target_gradients: whether to block gradients through the result, `b[]`.
+
+    Returns:
+        Returns from times `0..T-1`, `f[T]`, in the units of `r_t`; 0 at steps that do
+        not count.
+
+    Raises:
+        ValueError: if a shape breaks its contract, or `temperature` is a Python number
+            below 0; use `jax.vmap` for batches.
+        TypeError: if a dtype breaks its contract.
+
+    Example:
+        >>> r_t, discount_t, v_t = jnp.ones(2), jnp.full(2, 0.5), jnp.full(2, 4.0)
+        >>> entropy_t = jnp.array([3.0, jnp.nan])
+        >>> soft_lambda_returns(
+        ...     r_t, discount_t, v_t, entropy_t, temperature=2.0
+        ... ).tolist()  # 1 + 0.5 * (2 * 3 + 3) and 1 + 0.5 * 4
+        [5.5, 3.0]
+
+    References:
+        Haarnoja et al., `Soft Actor-Critic: Off-Policy Maximum Entropy Deep RL with a
+        Stochastic Actor <https://arxiv.org/abs/1801.01290>`_, 2018, for soft values and
+        the target of one step.
+        Sutton and Barto, `Reinforcement Learning: An Introduction
+        <http://incompleteideas.net/book/the-book-2nd.html>`_, 2nd ed., 2018, eq. 12.18,
+        for the recursion.
+    """
+    r_t, discount_t, entropy_t = keep_where(mask_t, r_t, discount_t, entropy_t)
+    passed = followed(discount_t * lambda_, truncation_t, mask_t)
+    return lambda_returns(
+        r_t + weighted(entropy_t, temperature * passed),
+        discount_t,
+        v_t,
+        lambda_,
+        stop_target_gradients,
+        truncation_t=truncation_t,
+        mask_t=mask_t,
+    )
 
 
 def _last(v_t: Array) -> Array:

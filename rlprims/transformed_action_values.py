@@ -25,7 +25,8 @@ from rlprims.nonlinear_bellman import (
     transformed_lambda_returns,
     transformed_n_step_returns,
 )
-from rlprims.off_policy import followed, trust
+from rlprims.off_policy import trust
+from rlprims.recurrences import followed
 from rlprims.transform_pairs import IDENTITY_PAIR, TxPair, as_pair
 
 __all__ = [

@@ -38,8 +38,9 @@ from rlprims._constraints import (
 )
 from rlprims.arrays import contain_nonfinite, keep_where, weighted
 from rlprims.gradients import stop_gradient_if
+from rlprims.importance_weights import exponential_weights
 from rlprims.lagrange import POSITIVE, AxisName, Projection, penalties, total
-from rlprims.mpo import MpoOutputs, Weight, exponential_weights, weighed
+from rlprims.mpo import MpoOutputs, Weight, weighed
 
 __all__ = [
     "get_top_k_weights",

@@ -177,7 +177,7 @@ def negative(x):
 
 
 def above_one(x):
-    """The end of a range that holds every example."""
+    """The end of a range that holds every example, or the middle of their ratios."""
     return x + 1
 
 
@@ -204,7 +204,12 @@ EXAMPLES = {
     "categorical_td_learning": {"v_atoms_tm1": increasing, "r_t": small},
     "expected_sarsa": {"probs_a_t": probabilities},
     "general_off_policy_returns_from_action_values": {"pi_t": probabilities},
+    "masked_importance_weights": {"max_weight": above_one},
+    "off_policy_q_lambda": {"pi_t": probabilities},
+    "q_sigma": {"pi_t": probabilities},
     "retrace": {"pi_t": probabilities},
+    "tree_backup": {"pi_t": probabilities},
+    "truncated_importance_weights": {"max_weight": above_one},
     "episodic_memory_intrinsic_rewards": {
         "num_neighbors": as_many("K"),
         "max_memory_size": as_many("M"),

@@ -60,6 +60,11 @@ def mixed(results):
     return sum(weight * x for weight, x in enumerate(results, start=1))
 
 
+def off_policy_inputs(s):
+    return s.q_tm1, s.q_t, s.a_tm1, s.a_t, s.r_t, s.discount_t
+
+
+FLOWS = {"stop_target_gradients": False}
 ESTIMATORS = {
     "discounted_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t),
     "lambda_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t, s.lambda_t),
@@ -114,6 +119,33 @@ ESTIMATORS = {
         s.rho_tm1[:-1] - 0.6,
         s.lambda_t[:-1],
         stop_target_gradients=False,
+    ),
+    "tree_backup": lambda s, f: f(*off_policy_inputs(s), s.pi_t, s.lambda_t, **FLOWS),
+    "off_policy_q_lambda": lambda s, f: f(
+        *off_policy_inputs(s), s.pi_t, s.lambda_t, **FLOWS
+    ),
+    "q_sigma": lambda s, f: mixed(
+        f(
+            *off_policy_inputs(s),
+            s.pi_t,
+            s.rho_tm1,
+            s.c_t,
+            s.lambda_t,
+            control_variate=control_variate,
+            **FLOWS,
+        )
+        for control_variate in (False, True)
+    ),
+    "per_decision_importance_sampling": lambda s, f: f(
+        *off_policy_inputs(s), s.rho_tm1, s.lambda_t, **FLOWS
+    ),
+    "watkins_q_lambda": lambda s, f: f(
+        s.q_tm1, s.a_tm1, s.r_t, s.discount_t, s.q_t, s.a_t, s.lambda_t, **FLOWS
+    ),
+    "upgo_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t, **FLOWS),
+    "rewards_to_go": lambda s, f: f(s.r_t, s.discount_t, **FLOWS),
+    "soft_lambda_returns": lambda s, f: f(
+        s.r_t, s.discount_t, s.v_t, s.c_t, s.lambda_t, temperature=0.5, **FLOWS
     ),
     "transformed_lambda_returns": lambda s, f: f(
         PAIR, s.r_t, s.discount_t, s.v_t, s.lambda_t

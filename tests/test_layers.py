@@ -22,13 +22,14 @@ LAYERS = [
         "_hints",
         "_checks",
         "arrays collectives gradients sequences",
-        "_constraints categorical embeddings gaussians losses memory moving_averages "
-        "recurrences transforms trees two_hot",
+        "_constraints categorical embeddings gaussians importance_weights losses "
+        "memory moving_averages recurrences transforms trees two_hot",
         "advantages distributions exploration intrinsic_rewards normalization "
         "off_policy policy_targets returns transform_pairs updates v_trace",
         "action_value_traces action_values distributional lagrange nonlinear_bellman "
         "policy_gradients quantile regret_policy_gradients state_values",
-        "auxiliary mpo transformed_action_values",
+        "auxiliary mpo off_policy_action_values selective_returns "
+        "transformed_action_values",
         "vmpo",
         "__init__",
     )

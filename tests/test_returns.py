@@ -237,6 +237,101 @@ class TestNStepBootstrappedReturns:
             assert returns.dtype == np.float32
 
 
+class TestRewardsToGo:
+    def test_sums_rewards_to_the_end_of_the_episode(self, trajectory):
+        r, discount, v = trajectory
+        expected = [n_step_return(r, discount, 0 * v, t, 7 - t) for t in range(7)]
+        actual = rlprims.rewards_to_go(r, discount)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+    def test_of_one_step_is_its_reward(self):
+        assert rlprims.rewards_to_go(np.ones(1), np.ones(1)).tolist() == [1]
+
+    def test_knows_nothing_of_what_a_time_limit_cut_off(self):
+        """Where the discount is not zero, and nothing stands for the rest."""
+        ones, cut = np.ones(4, np.float32), np.arange(4) == 1
+        actual = rlprims.rewards_to_go(ones, ones, truncation_t=cut)
+        assert actual.tolist() == [2, 1, 2, 1]
+
+    def test_does_not_see_past_a_termination(self, trajectory):
+        r, discount, _ = trajectory
+        spoilt = np.where(np.arange(7) > 3, np.float32(np.nan), r)
+        expected = rlprims.rewards_to_go(r, discount)
+        actual = rlprims.rewards_to_go(spoilt, discount)
+        np.testing.assert_array_equal(actual[:4], expected[:4])
+
+
+class TestSoftLambdaReturns:
+    def test_averages_returns_that_pay_for_entropy_on_the_way(
+        self, trajectory, lambda_, rng
+    ):
+        """Between `n` rewards lie `n - 1` states: the value has that of the last."""
+        r, discount, v = map(np.float64, trajectory)
+        entropy = rng.uniform(size=7)
+
+        def soft_return(t, n):
+            paid = [0.0] * 7
+            paid[t : t + n - 1] = 0.3 * entropy[t : t + n - 1]
+            return n_step_return(r + discount * paid, discount, v, t, n)
+
+        def average(t):
+            total, weight = 0.0, 1.0
+            for n in range(1, 7 - t):
+                total += weight * (1 - lambda_[t + n - 1]) * soft_return(t, n)
+                weight *= lambda_[t + n - 1]
+            return total + weight * soft_return(t, 7 - t)
+
+        actual = rlprims.soft_lambda_returns(
+            *trajectory, entropy.astype(np.float32), lambda_, temperature=0.3
+        )
+        np.testing.assert_allclose(actual, [*map(average, range(7))], rtol=1e-5)
+
+    @pytest.mark.parametrize("lambda_", [0.0, 0.6, 1.0])
+    def test_is_the_soft_action_value_at_the_fixed_point(self, lambda_):
+        """One state, two equal actions, and `v = ηH + q`, `q = 1 + v / 2`."""
+        entropy, temperature = np.log(2), 0.7
+        v = 2 * (temperature * entropy + 1)
+        full = lambda x: np.full(5, x, np.float32)
+        actual = rlprims.soft_lambda_returns(
+            full(1), full(0.5), full(v), full(entropy), lambda_, temperature=temperature
+        )
+        np.testing.assert_allclose(actual, 1 + v / 2, rtol=1e-6)
+
+    def test_without_temperature_is_the_lambda_return(self, trajectory, lambda_):
+        unknown = np.full(7, np.inf, np.float32)
+        np.testing.assert_array_equal(
+            rlprims.soft_lambda_returns(*trajectory, unknown, lambda_, temperature=0.0),
+            rlprims.lambda_returns(*trajectory, lambda_),
+        )
+
+    def test_does_not_need_entropies_that_the_value_holds(self, trajectory):
+        """At a time limit, at a termination and at the end."""
+        cut = np.arange(7) == 1
+        entropy = np.ones(7, np.float32)
+        spoilt = np.where(np.isin(np.arange(7), [1, 3, 6]), np.float32(np.nan), entropy)
+
+        def run(entropy, temperature):
+            return rlprims.soft_lambda_returns(
+                *trajectory,
+                entropy,
+                0.9,
+                temperature=temperature,
+                truncation_t=cut,
+                stop_target_gradients=False,
+            )
+
+        np.testing.assert_array_equal(run(spoilt, 0.5), run(entropy, 0.5))
+        total = lambda *x: run(*x).sum()
+        for gradient in jax.grad(total, argnums=(0, 1))(spoilt, 0.5):
+            assert np.isfinite(gradient).all()
+
+    def test_refuses_a_negative_temperature(self, trajectory):
+        with pytest.raises(
+            ValueError, match=r"^soft_lambda_returns: temperature must be in \[0, inf\)"
+        ):
+            rlprims.soft_lambda_returns(*trajectory, trajectory[0], temperature=-1.0)
+
+
 @pytest.mark.parametrize("n", [5, 100, 400])
 def test_compiles_n_step_returns_quickly_for_any_n(n):
     """No time is asserted: a program that unrolls `n` steps has at least `n` sums."""
