@@ -11,6 +11,12 @@ of it can be had from here too:
 *   `importance_weights`: what samples of one policy count for under another.
 *   `policy_gradients`, `regret_policy_gradients`: losses whose gradient improves a
     policy.
+*   `surrogates`, `actor_critic`: losses from log-probabilities of any kind of action,
+    and what is added to them.
+*   `joint_actions`: actions made of several parts.
+*   `kl_estimators`, `kl_coefficients`: divergences from samples, and the weight of a
+    penalty on them.
+*   `standardization`: advantages on one scale.
 *   `mpo`, `vmpo`, `lagrange`: policies improved within a limit on how far they move.
 *   `categorical`, `distributions`: policies over a finite number of actions.
 *   `gaussians`: policies over continuous actions.
@@ -32,6 +38,7 @@ of it can be had from here too:
 
 from rlprims.action_value_traces import *
 from rlprims.action_values import *
+from rlprims.actor_critic import *
 from rlprims.advantages import *
 from rlprims.arrays import *
 from rlprims.auxiliary import *
@@ -45,6 +52,9 @@ from rlprims.gaussians import *
 from rlprims.gradients import *
 from rlprims.importance_weights import *
 from rlprims.intrinsic_rewards import *
+from rlprims.joint_actions import *
+from rlprims.kl_coefficients import *
+from rlprims.kl_estimators import *
 from rlprims.lagrange import *
 from rlprims.losses import *
 from rlprims.memory import *
@@ -62,7 +72,9 @@ from rlprims.regret_policy_gradients import *
 from rlprims.returns import *
 from rlprims.selective_returns import *
 from rlprims.sequences import *
+from rlprims.standardization import *
 from rlprims.state_values import *
+from rlprims.surrogates import *
 from rlprims.transform_pairs import *
 from rlprims.transformed_action_values import *
 from rlprims.transforms import *

@@ -8,7 +8,8 @@ Each is to be minimised. What they need to know about an action differs:
 *   the losses of `regret_policy_gradients` the values of all actions, from a critic.
 
 By default these numbers are constants when differentiating: the gradient is then that
-of the policy alone. `entropy_loss` is added to any of them to keep exploring.
+of the policy alone. `entropy_loss` is added to any of them to keep exploring. The
+losses of `surrogates` take log-probabilities, of actions of any kind.
 
 A mask of legal actions gives what leaving the others out would give: they have
 probability zero and their logits and values have no effect, NaN included. Where no
@@ -29,6 +30,7 @@ from rlprims.arrays import batched_index, contain_nonfinite, keep_where, weighte
 from rlprims.categorical import masked_log_softmax, weighted_sum, which_legal
 from rlprims.gradients import stop_gradient_if, td_error
 from rlprims.losses import Reduction, l2_loss, reduced
+from rlprims.surrogates import clipped_objective
 
 __all__ = [
     "clipped_surrogate_pg_loss",
@@ -95,12 +97,8 @@ def clipped_surrogate_pg_loss(
     """
     ratios, adv = keep_where(mask_t, prob_ratios_t, adv_t)
     adv = stop_gradient_if(use_stop_gradient, adv)
-    at_most, at_least = (
-        jnp.minimum(ratios, 1 + epsilon),
-        jnp.maximum(ratios, 1 - epsilon),
-    )
-    losses = -adv * jnp.where(adv < 0, at_least, at_most)
-    return reduced(losses, mask_t, reduction)
+    gains = clipped_objective(ratios, adv, 1 - epsilon, 1 + epsilon)
+    return reduced(-gains, mask_t, reduction)
 
 
 @checked

@@ -69,6 +69,7 @@ UNCHECKED = {
     "conditional_update": "takes any tree, and has checks of its own",
     "extract_subsequences": "takes data of any dtype, and has checks of its own",
     "greedy": "makes a distribution",
+    "joint_log_prob": "takes any tree, and has checks of its own",
     "kl_alpha_loss": "takes a list of any length",
     "kl_constraint_loss": "takes divergences of a batch, or of each dimension",
     "lhs_broadcast": "takes any dtype, and shapes that differ",
@@ -140,6 +141,21 @@ def probabilities(x):
     return x / x.sum(axis=-1, keepdims=True)
 
 
+def of_both_signs(x):
+    """Advantages, on which it depends what is clipped."""
+    return np.where(np.arange(x.size).reshape(x.shape) % 2, x, -x)
+
+
+def pathwise(_):
+    """The gradient of the value as it stands."""
+    return "pathwise"
+
+
+def all_groups(_):
+    """As many as there are in the examples of integers."""
+    return 3
+
+
 def cell_size(_):
     """As images of `SIZES` have it."""
     return CELL
@@ -197,6 +213,12 @@ def pair(_):
 
 # Arguments that cannot be just anything: what makes a random example a proper one.
 EXAMPLES = {
+    "adaptive_kl_coefficient": {"tolerance": above_one, "factor": above_one},
+    "discovered_policy_optimization_loss": {"adv_t": of_both_signs},
+    "ppo_clip_loss": {"adv_t": of_both_signs, "dual_clip": above_one},
+    "sample_entropy_loss": {"gradient": pathwise},
+    "simple_policy_optimization_loss": {"adv_t": of_both_signs},
+    "standardize_advantages_by_group": {"num_groups": all_groups},
     "embed_oar": {"num_actions": as_many("A")},
     "categorical_double_q_learning": {"q_atoms_tm1": increasing, "r_t": small},
     "categorical_l2_project": {"z_q": increasing},

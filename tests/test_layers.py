@@ -21,16 +21,17 @@ LAYERS = [
         "_contracts",
         "_hints",
         "_checks",
-        "arrays collectives gradients sequences",
-        "_constraints categorical embeddings gaussians importance_weights losses "
-        "memory moving_averages recurrences transforms trees two_hot",
-        "advantages distributions exploration intrinsic_rewards normalization "
-        "off_policy policy_targets returns transform_pairs updates v_trace",
-        "action_value_traces action_values distributional lagrange nonlinear_bellman "
-        "policy_gradients quantile regret_policy_gradients state_values",
-        "auxiliary mpo off_policy_action_values selective_returns "
-        "transformed_action_values",
-        "vmpo",
+        "_constraints arrays collectives gaussians gradients joint_actions "
+        "kl_coefficients memory sequences transforms",
+        "categorical embeddings importance_weights intrinsic_rewards losses "
+        "moving_averages recurrences standardization trees two_hot",
+        "action_values actor_critic advantages distributional distributions "
+        "exploration kl_estimators lagrange normalization off_policy policy_targets "
+        "quantile regret_policy_gradients returns surrogates transform_pairs updates "
+        "v_trace",
+        "action_value_traces mpo nonlinear_bellman policy_gradients state_values",
+        "auxiliary off_policy_action_values selective_returns "
+        "transformed_action_values vmpo",
         "__init__",
     )
 ]
