@@ -17,9 +17,11 @@ of it can be had from here too:
 *   `kl_estimators`, `kl_coefficients`: divergences from samples, and the weight of a
     penalty on them.
 *   `standardization`: advantages on one scale.
+*   `control`, `soft_actor_critic`, `discrete_soft_actor_critic`: actors and the critics
+    they climb; `ensembles`: several critics, and what to make of them.
 *   `mpo`, `vmpo`, `lagrange`: policies improved within a limit on how far they move.
 *   `categorical`, `distributions`: policies over a finite number of actions.
-*   `gaussians`: policies over continuous actions.
+*   `gaussians`, `squashing`: policies over continuous actions, and their bounds.
 *   `policy_targets`: actions and weights to learn a policy from.
 *   `exploration`: noise on actions and on priors.
 *   `embeddings`: what goes into a network beside the observation.
@@ -44,9 +46,12 @@ from rlprims.arrays import *
 from rlprims.auxiliary import *
 from rlprims.categorical import *
 from rlprims.collectives import *
+from rlprims.control import *
+from rlprims.discrete_soft_actor_critic import *
 from rlprims.distributional import *
 from rlprims.distributions import *
 from rlprims.embeddings import *
+from rlprims.ensembles import *
 from rlprims.exploration import *
 from rlprims.gaussians import *
 from rlprims.gradients import *
@@ -72,6 +77,8 @@ from rlprims.regret_policy_gradients import *
 from rlprims.returns import *
 from rlprims.selective_returns import *
 from rlprims.sequences import *
+from rlprims.soft_actor_critic import *
+from rlprims.squashing import *
 from rlprims.standardization import *
 from rlprims.state_values import *
 from rlprims.surrogates import *

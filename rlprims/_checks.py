@@ -11,6 +11,7 @@ print array types, with letters standing for sizes::
     f[T+1,A]   one more row than the `T` of the other arguments
     f[]|f[T]   either of the two
     f[...,A]   any leading axes; every `...` in one call is the same shape
+    f[N,...]   any axes after the first, as of an ensemble of `N`
 
 `checked` then does the rest, so that a body is only its equation. It
 

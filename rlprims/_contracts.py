@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 Shape = tuple[int, ...]
 Sizes = dict[str, Any]  # what each letter, and `...`, stands for in one call
 
-_DIM = r"(?:[A-Za-z]\w*(?:[+-]\d+)?|\d+)"
-_SPEC = re.compile(rf"([fibk])\[((?:\.\.\.|{_DIM})(?:,{_DIM})*)?\]")
+_DIM = r"(?:[A-Za-z]\w*(?:[+-]\d+)?|\d+|\.\.\.)"
+_SPEC = re.compile(rf"([fibk])\[(?!.*\.{{3}}.*\.{{3}})({_DIM}(?:,{_DIM})*)?\]")
 
 
 class Spec(NamedTuple):
@@ -21,12 +21,12 @@ class Spec(NamedTuple):
     def bind(self, shape: Shape, sizes: Sizes) -> Sizes | None:
         """Returns `sizes` extended so that `shape` fits, or `None` if it cannot."""
         sizes, dims = dict(sizes), self.dims
-        if dims[:1] == ("...",):
-            dims = dims[1:]
-            lead = shape[: max(len(shape) - len(dims), 0)]
-            shape = shape[len(lead) :]
-            if sizes.setdefault("...", lead) != lead:
+        if "..." in dims:
+            start = dims.index("...")
+            stop = start + max(len(shape) - len(dims) + 1, 0)
+            if sizes.setdefault("...", shape[start:stop]) != shape[start:stop]:
                 return None
+            dims, shape = dims[:start] + dims[start + 1 :], shape[:start] + shape[stop:]
         if len(shape) != len(dims):
             return None
         for dim, size in zip(dims, shape, strict=True):

@@ -62,7 +62,7 @@ def add_gaussian_noise(
         Fujimoto et al., `Addressing Function Approximation Error in Actor-Critic
         Methods <https://arxiv.org/abs/1802.09477>`_, 2018.
     """
-    return action + _gaussian(key, action, stddev)
+    return action + gaussian_noise(key, action, stddev)
 
 
 @checked
@@ -218,12 +218,12 @@ def add_dirichlet_noise(
     return dirichlet_fraction * noise + kept
 
 
-def _gaussian(key: Array, like: Array, stddev: Array) -> Array:
+def gaussian_noise(key: Array, like: Array, stddev: Array) -> Array:
     return stddev * jax.random.normal(key, like.shape, like.dtype)
 
 
 def _ornstein_uhlenbeck(
     key: Array, noise_tm1: Array, damping: Array, stddev: Array
 ) -> Array:
-    fresh = _gaussian(key, noise_tm1, stddev)
+    fresh = gaussian_noise(key, noise_tm1, stddev)
     return weighted(noise_tm1, 1 - damping) + fresh

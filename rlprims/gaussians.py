@@ -235,7 +235,7 @@ def multivariate_normal_kl_divergence(
         Song et al., `V-MPO: On-Policy Maximum a Posteriori Policy Optimization for
         Discrete and Continuous Control <https://arxiv.org/abs/1909.12238>`_, 2019.
     """
-    scale_0, scale_1 = _each(sigma_0, mu_0), _each(sigma_1, mu_1)
+    scale_0, scale_1 = each(sigma_0, mu_0), each(sigma_1, mu_1)
     log_ratio = jnp.log(scale_0 / scale_1)
     excess = jnp.expm1(2 * log_ratio) - 2 * log_ratio
     return jnp.sum(excess + ((mu_0 - mu_1) / scale_1) ** 2, axis=-1) / 2
@@ -251,17 +251,17 @@ def _sample(key: Key, mu: Components, sigma: ScaleOrZero) -> Components:
 
 @checked_as("gaussian_diagonal.prob")
 def _prob(sample: Components, mu: Components, sigma: Scale) -> Measure:
-    return jnp.exp(_log_density(sample, mu, sigma))
+    return jnp.exp(log_density(sample, mu, sigma))
 
 
 @checked_as("gaussian_diagonal.logprob")
 def _logprob(sample: Components, mu: Components, sigma: Scale) -> Measure:
-    return _log_density(sample, mu, sigma)
+    return log_density(sample, mu, sigma)
 
 
 @checked_as("gaussian_diagonal.entropy")
 def _entropy(mu: Components, sigma: Scale) -> Measure:
-    return jnp.sum(jnp.log(_each(sigma, mu)) + (1 + _LOG_TAU) / 2, axis=-1)
+    return jnp.sum(jnp.log(each(sigma, mu)) + (1 + _LOG_TAU) / 2, axis=-1)
 
 
 @checked_as("gaussian_diagonal.kl_to_standard_normal")
@@ -272,20 +272,58 @@ def _kl_to_normal(mu: Components, sigma: Scale) -> Measure:
 _LOG_TAU = math.log(2 * math.pi)
 
 
-def _each(sigma: Array, mu: Array) -> Array:
+def each(sigma: Array, mu: Array) -> Array:
     """Returns a scale for each component."""
     return jnp.broadcast_to(sigma, mu.shape)
 
 
 def _draw(key: Array, mu: Array, sigma: Array) -> Array:
     noise = jax.random.normal(key, mu.shape, mu.dtype)
-    return mu + _each(sigma, mu) * noise
+    return mu + each(sigma, mu) * noise
 
 
-def _log_density(x: Array, mu: Array, sigma: Array) -> Array:
-    scale = _each(sigma, mu)
-    logs = -(((x - mu) / scale) ** 2) / 2 - jnp.log(scale) - _LOG_TAU / 2
-    return jnp.sum(logs, axis=-1)
+def log_density(x: Array, mu: Array, sigma: Array) -> Array:
+    scale = each(sigma, mu)
+    return log_density_of_noise((x - mu) / scale, scale)
+
+
+def log_density_of_noise(noise: Array, scale: Array) -> Array:
+    """Returns the log-density of what is `scale` times standard noise off its mean."""
+    return jnp.sum(-(noise**2) / 2 - jnp.log(scale) - _LOG_TAU / 2, axis=-1)
+
+
+# From any number into bounds, and back
+
+
+def half_width(low: Array, high: Array) -> Array:
+    """Returns half the distance of bounds, NaN where they leave no room."""
+    return jnp.where(low < high, (high - low) / 2, jnp.nan)
+
+
+def stretched(y: Array, low: Array, high: Array) -> Array:
+    """Maps `[-1, 1]` to `[low, high]`, both ends exactly."""
+    inside = (1 + y) / 2 * high + (1 - y) / 2 * low
+    return jnp.where(low < high, inside, jnp.nan)
+
+
+def squashed(u: Array, low: Array, high: Array) -> Array:
+    return jnp.clip(stretched(jnp.tanh(u), low, high), low, high)
+
+
+def unsquashed(sample: Array, low: Array, high: Array, rounded_to: Any) -> Array:
+    """Returns what was squashed: of a bound, what gives the nearest number inside."""
+    y = (sample - (high + low) / 2) / half_width(low, high)
+    dtypes = {sample.dtype, jnp.dtype(rounded_to or sample.dtype)}
+    eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+    y = jnp.where(jnp.abs(y) < 1, y, jnp.sign(y) * (1 - eps / 2))
+    return jnp.arctanh(jnp.where((low <= sample) & (sample <= high), y, jnp.nan))
+
+
+def log_volume(u: Array, low: Array, high: Array) -> Array:
+    """Returns by how much `squashed` stretches volumes at `u`, as a logarithm."""
+    # log(1 - tanh(u)**2), where the difference would be zero
+    log_slope = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+    return jnp.sum(log_slope + jnp.log(half_width(low, high)), axis=-1)
 
 
 # The methods of a squashed Gaussian
@@ -303,9 +341,7 @@ def _squashed_sample(
     sigma_max: LogScale,
 ) -> Components:
     u = _draw(key, *_normal(mu, sigma, sigma_min, sigma_max))
-    low, high = _each(minimum, mu), _each(maximum, mu)
-    actions = (high + low) / 2 + (high - low) / 2 * jnp.tanh(u)
-    return jnp.where(low < high, jnp.clip(actions, low, high), jnp.nan)
+    return squashed(u, each(minimum, mu), each(maximum, mu))
 
 
 @checked_as("squashed_gaussian.prob")
@@ -375,7 +411,7 @@ def _normal(
 ) -> tuple[Array, Array]:
     """Returns the mean and the standard deviation before squashing."""
     span = jnp.where(sigma_min <= sigma_max, sigma_max - sigma_min, jnp.nan)
-    part = jax.nn.sigmoid(2 * _each(sigma, mu))  # (tanh(sigma) + 1) / 2
+    part = jax.nn.sigmoid(2 * each(sigma, mu))  # (tanh(sigma) + 1) / 2
     return jnp.tanh(mu), jnp.exp(sigma_min + span * part)
 
 
@@ -388,16 +424,9 @@ def _squashed(
     rounded_to: Any,
 ) -> Array:
     """Returns log-probabilities of actions that were rounded to a dtype."""
-    low, high = _each(minimum, loc), _each(maximum, loc)
-    half = (high - low) / 2
-    y = (sample - (high + low) / 2) / half
-    dtypes = {sample.dtype, jnp.dtype(rounded_to or sample.dtype)}
-    eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
-    y = jnp.where(jnp.abs(y) < 1, y, jnp.sign(y) * (1 - eps / 2))
-    u = jnp.arctanh(jnp.where((low <= sample) & (sample <= high), y, jnp.nan))
-    # log(1 - tanh(u)**2), where the difference would be zero
-    log_slope = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
-    return _log_density(u, loc, scale) - jnp.sum(log_slope + jnp.log(half), axis=-1)
+    low, high = each(minimum, loc), each(maximum, loc)
+    u = unsquashed(sample, low, high, rounded_to)
+    return log_density(u, loc, scale) - log_volume(u, low, high)
 
 
 def _bounds(name: str, action_spec: Any, *like: Arg) -> tuple[Arg, Arg]:

@@ -200,7 +200,7 @@ def entropy_loss(
         Learning Algorithms <https://doi.org/10.1080/09540099108946587>`_, 1991.
     """
     logits_t, w_t = keep_where(mask_t, logits_t, w_t)
-    log_pi = _log_policy(logits_t, mask, w_t)
+    log_pi = log_policy(logits_t, mask, w_t != 0)
     losses = w_t * weighted_sum(log_pi, jnp.exp(log_pi))
     return reduced(losses, mask_t, reduction)
 
@@ -263,17 +263,17 @@ def policy_gradient_loss(
     """
     logits_t, a_t, adv_t, w_t = keep_where(mask_t, logits_t, a_t, adv_t, w_t)
     adv = stop_gradient_if(use_stop_gradient, contain_nonfinite(adv_t, w_t))
-    log_pi_a = batched_index(_log_policy(logits_t, mask, w_t), a_t)
+    log_pi_a = batched_index(log_policy(logits_t, mask, w_t != 0), a_t)
     return reduced(-adv * weighted(log_pi_a, w_t), mask_t, reduction)
 
 
-def _log_policy(logits: Array, mask: Array | None, w: Array) -> Array:
-    """Returns log-probabilities, finite in steps of weight zero that define none."""
+def log_policy(logits: Array, mask: Array | None, counts: Array | bool) -> Array:
+    """Returns log-probabilities, finite in steps that do not count and define none."""
     legal = which_legal(logits, mask)
     best = jnp.max(logits, axis=-1, where=legal, initial=-jnp.inf)
-    needed = (w != 0) | jnp.isfinite(best)
+    needed = counts | jnp.isfinite(best)
     (logits,) = keep_where(needed, logits)
-    return masked_log_softmax(logits, legal | ~needed[:, None])
+    return masked_log_softmax(logits, legal | ~needed[..., None])
 
 
 def _shorten(vector: Array, limit: Array) -> Array:

@@ -54,6 +54,7 @@ UNCHECKED = {
     "PopArtState": "a type",
     "LagrangePenalty": "a type",
     "MpoOutputs": "a type",
+    "TanhGaussianSample": "a type",
     "TxPair": "a type",
     "VTraceOutput": "a type",
     "batched_index": "takes values of any dtype, and has checks of its own",
@@ -105,6 +106,8 @@ NO_SOURCE = {
     "fix_step_type_on_interruptions": "a definition",
     "sample_start_indices": "a definition",
     **dict.fromkeys(("l2_loss", "likelihood", "log_loss"), "a definition"),
+    **dict.fromkeys(("normalize_action", "rescale_action"), "a definition"),
+    "unsquash_action": "a definition",
     **dict.fromkeys(("hyperbolic_arcsin", "hyperbolic_sin"), "mathematics"),
     **dict.fromkeys(("identity", "logit", "power", "sigmoid"), "mathematics"),
 }
@@ -166,6 +169,11 @@ def enough(x):
     return x + SIZES["N"]
 
 
+def alone(_):
+    """A subset of one member, which the smallest of ensembles has."""
+    return 1
+
+
 def flickering(x):
     """Images in which no pixel stays as it is, where its change has no slope."""
     x[::2] *= -1
@@ -195,6 +203,11 @@ def negative(x):
 def above_one(x):
     """The end of a range that holds every example, or the middle of their ratios."""
     return x + 1
+
+
+def far_above(x):
+    """The end of a range so wide that no density, near one, has a logarithm near 0."""
+    return x + 100
 
 
 LIMITS = {"sigma_min": negative}
@@ -232,6 +245,12 @@ EXAMPLES = {
     "retrace": {"pi_t": probabilities},
     "tree_backup": {"pi_t": probabilities},
     "truncated_importance_weights": {"max_weight": above_one},
+    "inverted_gradients": BOUNDS,
+    "inverted_gradients_dpg_loss": BOUNDS,
+    "normalize_action": BOUNDS,
+    "random_subset_minimum": {"subset_size": alone},
+    "rescale_action": BOUNDS,
+    "smoothed_target_action": BOUNDS,
     "episodic_memory_intrinsic_rewards": {
         "num_neighbors": as_many("K"),
         "max_memory_size": as_many("M"),
@@ -251,6 +270,10 @@ EXAMPLES = {
         "num_start_indices": as_many("N"),
         "max_valid_start_idx": enough,
     },
+    "continuous_target_entropy": BOUNDS,
+    "tanh_gaussian_log_prob": BOUNDS | {"maximum": far_above},
+    "tanh_gaussian_sample_and_log_prob": BOUNDS | {"maximum": far_above},
+    "unsquash_action": BOUNDS,
     "transform_from_2hot": {"min_value": negative, "num_bins": as_many("K")},
     "transform_to_2hot": {"min_value": negative, "num_bins": as_many("K")},
     "transform_to_2hot_nonlinear": {"bins": increasing},
