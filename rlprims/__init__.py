@@ -5,7 +5,11 @@ of it can be had from here too:
 
 *   `state_values`, `action_values`, `action_value_traces`, `off_policy_action_values`:
     temporal-difference errors, which move predictions towards targets.
-*   `distributional`, `quantile`: losses of predicted distributions of the return.
+*   `soft_action_values`: errors with a soft maximum, or a wider gap between actions.
+*   `distributional`, `quantile`, `implicit_quantiles`: losses of predicted
+    distributions of the return.
+*   `risk_distortions`: which part of such a distribution a policy attends to.
+*   `histogram_losses`: values learned by classification.
 *   `returns`, `selective_returns`, `advantages`, `off_policy`, `v_trace`: multistep
     estimates, for one's own policy and another's.
 *   `importance_weights`: what samples of one policy count for under another.
@@ -55,6 +59,8 @@ from rlprims.ensembles import *
 from rlprims.exploration import *
 from rlprims.gaussians import *
 from rlprims.gradients import *
+from rlprims.histogram_losses import *
+from rlprims.implicit_quantiles import *
 from rlprims.importance_weights import *
 from rlprims.intrinsic_rewards import *
 from rlprims.joint_actions import *
@@ -75,8 +81,10 @@ from rlprims.quantile import *
 from rlprims.recurrences import *
 from rlprims.regret_policy_gradients import *
 from rlprims.returns import *
+from rlprims.risk_distortions import *
 from rlprims.selective_returns import *
 from rlprims.sequences import *
+from rlprims.soft_action_values import *
 from rlprims.soft_actor_critic import *
 from rlprims.squashing import *
 from rlprims.standardization import *

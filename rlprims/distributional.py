@@ -11,11 +11,14 @@ for the probabilities. A transition turns what is predicted for the next state, 
 
 The atoms of prediction and target may differ, in number too. They are shared by all
 actions, whose logits are rows. Action values are the means of the distributions.
+Targets from several rewards along a trajectory are made in the same way
+(`categorical_n_step_targets`).
 
 After a termination, where the discount is zero, the target is all on the reward,
 whatever is predicted for the state reached.
 """
 
+import functools
 from typing import Annotated
 
 import jax
@@ -23,14 +26,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import batched_index, contain_nonfinite
+from rlprims.arrays import batched_index, contain_nonfinite, keep_where
 from rlprims.categorical import best_action, categorical_cross_entropy
 from rlprims.gradients import stop_gradient_if
+from rlprims.returns import n_step_bootstrapped_returns
 from rlprims.two_hot import interpolation_weights, is_increasing
 
 __all__ = [
     "categorical_double_q_learning",
     "categorical_l2_project",
+    "categorical_n_step_targets",
     "categorical_q_learning",
     "categorical_td_learning",
 ]
@@ -294,6 +299,93 @@ def categorical_double_q_learning(
         _row(q_logits_t, a_t),
         stop_target_gradients,
     )
+
+
+@checked
+def categorical_n_step_targets(
+    atoms_tm1: Annotated[Arg, "f[N]"],
+    r_t: Annotated[Arg, "f[T]"],
+    discount_t: Annotated[Arg, "f[T]"],
+    atoms_t: Annotated[Arg, "f[M]"],
+    logits_t: Annotated[Arg, "f[T,M]"],
+    n: Annotated[int | Array, "i[]", "[1, inf)"],
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+    stop_target_gradients: Flag = True,
+) -> Annotated[Array, "f[T,N]"]:
+    r"""Computes categorical targets from `n` rewards, then bootstrapped.
+
+    .. math::
+        y_{t-1} = \Pi\Bigl(\sum_{i=0}^{n-1} \Gamma_i \, r_{t+i}
+            + \Gamma_n z_t, \; p_{t+n-1}\Bigr), \qquad
+        \Gamma_i = \prod_{j=0}^{i-1} \gamma_{t+j}, \quad
+        p = \text{softmax}(\text{logits})
+
+    with :math:`\Pi` the projection onto the atoms of the prediction, done once for all
+    rewards. The mean is that of `n_step_bootstrapped_returns` if no atom leaves the
+    range. Near the end of the trajectory, targets bootstrap from the last distribution.
+
+    Args:
+        atoms_tm1: atoms of the prediction, `f[N]`, in units of return, in increasing
+            order, which is not checked.
+        r_t: rewards at times `1..T`, `f[T]`.
+        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
+            on termination.
+        atoms_t: atoms :math:`z_t` of the distributions to bootstrap from, `f[M]`, in
+            units of return.
+        logits_t: their logits at times `1..T`, `f[T,M]`: of state values, or of the
+            action that is best or was taken.
+        n: number of rewards in each target, `i[]`, at least 1; may exceed `T`. A
+            Python `int` is fixed while tracing; an array may be traced, and is not
+            checked.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own `logits_t`, and no target sees beyond. None
+            was cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+        stop_target_gradients: whether to hold the targets constant, `b[]`.
+
+    Returns:
+        Probabilities of `atoms_tm1` from times `0..T-1`, `f[T,N]`, dimensionless; 0 at
+        steps that do not count. `categorical_cross_entropy` makes a loss of them.
+
+    Raises:
+        ValueError: if a shape breaks its contract, or `n` is below 1; use `jax.vmap`
+            for batches.
+        TypeError: if a dtype breaks its contract.
+
+    Example:
+        >>> atoms, logits_t = jnp.arange(3.0), jnp.zeros((2, 3))
+        >>> args = atoms, jnp.ones(2), jnp.array([1.0, 0.0]), atoms, logits_t, 2
+        >>> categorical_n_step_targets(*args).tolist()  # of 1 + 1, and of 1
+        [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+
+    References:
+        Bellemare, Dabney and Munos, `A Distributional Perspective on Reinforcement
+        Learning <https://arxiv.org/abs/1707.06887>`_, 2017.
+        Tang et al., `The Nature of Temporal Difference Errors in Multi-step
+        Distributional Reinforcement Learning <https://arxiv.org/abs/2207.07570>`_,
+        2022, which studies off-policy ones too.
+    """
+    r_t, discount_t, logits_t = keep_where(mask_t, r_t, discount_t, logits_t)
+    bootstrapped = functools.partial(
+        n_step_bootstrapped_returns, n=n, truncation_t=truncation_t, mask_t=mask_t
+    )
+    # An n-step return is linear: rewards alone, the discount of a bootstrap of 1, and
+    # which step it bootstraps from, as the undiscounted return of the steps' numbers.
+    zero, one = jnp.zeros_like(r_t), jnp.ones_like(r_t)
+    steps = jnp.arange(len(r_t), dtype=r_t.dtype)
+    rewards, discounts = (
+        bootstrapped(r_t, discount_t, zero),
+        bootstrapped(zero, discount_t, one),
+    )
+    ends = bootstrapped(zero, one, steps).astype(int)
+    targets = jax.vmap(_target, (0, 0, None, 0, None))(
+        rewards, discounts, atoms_t, logits_t[ends], atoms_tm1
+    )
+    (targets,) = keep_where(mask_t, targets)
+    return stop_gradient_if(stop_target_gradients, targets)
 
 
 _row = jax.vmap(batched_index, in_axes=(-1, None))

@@ -25,9 +25,11 @@ from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import batched_index, contain_nonfinite
 from rlprims.categorical import best_action
 from rlprims.gradients import stop_gradient_if
+from rlprims.returns import n_step_bootstrapped_returns
 
 __all__ = [
     "quantile_expected_sarsa",
+    "quantile_n_step_targets",
     "quantile_q_learning",
     "quantile_regression_loss",
 ]
@@ -54,7 +56,7 @@ def quantile_regression_loss(
 
     As in the paper the Huber loss is not divided by :math:`\kappa`: as that gets
     small, the loss goes to zero and not to that of :math:`\kappa = 0`. Dividing by it
-    gives the loss of implicit quantile networks.
+    gives the loss of implicit quantile networks (`quantile_huber_loss`).
 
     With the targets held constant, the gradient is computed along with the loss and
     nothing of the size of all pairs is kept.
@@ -232,6 +234,74 @@ def quantile_expected_sarsa(
     )
     dist_src = _column(dist_q_tm1, a_tm1)
     return _loss(dist_src, tau_q_tm1, targets, weights, huber_param)
+
+
+@checked
+def quantile_n_step_targets(
+    r_t: Annotated[Arg, "f[T]"],
+    discount_t: Annotated[Arg, "f[T]"],
+    dist_t: Annotated[Arg, "f[T,M]"],
+    n: Annotated[int | Array, "i[]", "[1, inf)"],
+    *,
+    truncation_t: Annotated[Arg | None, "b[T]"] = None,
+    mask_t: Annotated[Arg | None, "b[T]"] = None,
+    stop_target_gradients: Flag = True,
+) -> Annotated[Array, "f[T,M]"]:
+    r"""Computes targets of quantiles from `n` rewards, then bootstrapped.
+
+    .. math::
+        y_{t-1,j} = \sum_{i=0}^{n-1} \Gamma_i \, r_{t+i}
+            + \Gamma_n \, \theta_{t+n-1,j}, \qquad
+        \Gamma_i = \prod_{j=0}^{i-1} \gamma_{t+j}
+
+    They are `n_step_bootstrapped_returns` of each estimate: near the end of the
+    trajectory they bootstrap from the last estimates there.
+
+    Args:
+        r_t: rewards at times `1..T`, `f[T]`.
+        discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
+            on termination.
+        dist_t: estimates :math:`\theta_{t,j}` at times `1..T`, `f[T,M]`, in units of
+            return: of state values, or of the action that is best or was taken.
+        n: number of rewards in each target, `i[]`, at least 1; may exceed `T`. A
+            Python `int` is fixed while tracing; an array may be traced, and is not
+            checked.
+        truncation_t: whether a time limit cut the episode after each step, `b[T]`:
+            it then bootstraps from its own `dist_t`, and no target sees beyond. None
+            was cut if `None`.
+        mask_t: whether each step counts, `b[T]`: the others, padding say, are as if
+            left out, NaN included. All count if `None`.
+        stop_target_gradients: whether to hold the targets constant, `b[]`.
+
+    Returns:
+        Targets from times `0..T-1`, `f[T,M]`, in units of return; 0 at steps that do
+        not count. `quantile_regression_loss` makes a loss of each row.
+
+    Raises:
+        ValueError: if a shape breaks its contract, or `n` is below 1; use `jax.vmap`
+            for batches.
+        TypeError: if a dtype breaks its contract.
+
+    Example:
+        >>> dist_t = jnp.array([[2.0, 4.0], [4.0, 8.0]])
+        >>> quantile_n_step_targets(jnp.ones(2), jnp.full(2, 0.5), dist_t, 2).tolist()
+        [[2.5, 3.5], [3.0, 5.0]]
+
+    References:
+        Dabney, Rowland, Bellemare and Munos, `Distributional Reinforcement Learning
+        with Quantile Regression <https://arxiv.org/abs/1710.10044>`_, 2017.
+        Tang et al., `The Nature of Temporal Difference Errors in Multi-step
+        Distributional Reinforcement Learning <https://arxiv.org/abs/2207.07570>`_,
+        2022, which studies off-policy ones too.
+    """
+    targets = jax.vmap(
+        lambda v_t: n_step_bootstrapped_returns(
+            r_t, discount_t, v_t, n, truncation_t=truncation_t, mask_t=mask_t
+        ),
+        in_axes=1,
+        out_axes=1,
+    )(dist_t)
+    return stop_gradient_if(stop_target_gradients, targets)
 
 
 _column = jax.vmap(batched_index, in_axes=(0, None))

@@ -156,7 +156,7 @@ def transform_from_2hot(
         Learned Model <https://arxiv.org/abs/1911.08265>`_, 2019.
     """
     _refuse_other_sizes("transform_from_2hot", probs, num_bins)
-    means = _mean(probs, _uniform_bins(min_value, max_value, num_bins))
+    means = mean_of_bins(probs, _uniform_bins(min_value, max_value, num_bins))
     return jnp.where(min_value <= max_value, means, jnp.nan)
 
 
@@ -236,7 +236,7 @@ def transform_from_2hot_nonlinear(
         <https://arxiv.org/abs/2301.04104>`_, 2023.
     """
     _refuse_single_bins("transform_from_2hot_nonlinear", bins)
-    return _mean(probs, bins)
+    return mean_of_bins(probs, bins)
 
 
 def _refuse_single_bins(name: str, bins: Array) -> None:
@@ -285,28 +285,7 @@ def _two_hot(x: Array, bins: Array) -> Array:
     return jnp.where(jnp.isnan(x), x, weights)
 
 
-@functools.partial(jnp.vectorize, excluded={1}, signature="(k)->()")
-def _mean(probs: Array, bins: Array) -> Array:
-    """Returns the mean of one distribution, summing bins in pairs from both ends.
-
-    Where the two are each other's negative, `p' b' + p b = (p' - p) b' + p (b' + b)`
-    is exactly 0 if their probabilities are equal, however the compiler rounds.
-    """
-    bins = contain_nonfinite(bins, probs)
-    half = len(bins) // 2
-    p_low, b_low = probs[:half], bins[:half]
-    p_high, b_high = probs[::-1][:half], bins[::-1][:half]
-    middle = jnp.sum(probs[half : len(bins) - half] * bins[half : len(bins) - half])
-    total = b_low + b_high
-    pairs = jnp.where(
-        total == 0,
-        (p_high - p_low) * b_high + p_low * total,
-        p_high * b_high + p_low * b_low,
-    )
-    return jnp.sum(pairs) + middle
-
-
-# What projections are made of too
+# What projections and losses are made of too
 
 
 def is_increasing(x: Array) -> Array:
@@ -327,3 +306,24 @@ def interpolation_weights(x: Array, low: Array, high: Array) -> tuple[Array, Arr
     p_low = jnp.where(low_is_nearer, 1 - small, small)
     p_high = jnp.where(low_is_nearer, small, 1 - small)
     return p_low, p_high
+
+
+@functools.partial(jnp.vectorize, excluded={1}, signature="(k)->()")
+def mean_of_bins(probs: Array, bins: Array) -> Array:
+    """Returns the mean of one distribution, summing bins in pairs from both ends.
+
+    Where the two are each other's negative, `p' b' + p b = (p' - p) b' + p (b' + b)`
+    is exactly 0 if their probabilities are equal, however the compiler rounds.
+    """
+    bins = contain_nonfinite(bins, probs)
+    half = len(bins) // 2
+    p_low, b_low = probs[:half], bins[:half]
+    p_high, b_high = probs[::-1][:half], bins[::-1][:half]
+    middle = jnp.sum(probs[half : len(bins) - half] * bins[half : len(bins) - half])
+    total = b_low + b_high
+    pairs = jnp.where(
+        total == 0,
+        (p_high - p_low) * b_high + p_low * total,
+        p_high * b_high + p_low * b_low,
+    )
+    return jnp.sum(pairs) + middle

@@ -50,6 +50,7 @@ UNCHECKED = {
     "EmaState": "a type",
     "IntrinsicRewardState": "a type",
     "KNNQueryResult": "a type",
+    "QuantileLevels": "a type",
     "PopArtOutput": "a type",
     "PopArtState": "a type",
     "LagrangePenalty": "a type",
@@ -122,6 +123,8 @@ PARTICULAR = {"sample_start_indices": "an array may be traced, and draws otherwi
 # The size that an array of bins has at least, and the images of cells that fill them;
 # that of everything else is one.
 CELL = 2
+# How many quantiles are dropped for each critic.
+DROPPED = 2
 FEWEST = {"K": 2, "M": 10, "H": CELL, "W": CELL, "Y": 1, "X": 1}
 # Functions whose flag has no gradient to stop, and why.
 NOTHING_TO_STOP = {"get_top_k_weights": "what is chosen has none anyway"}
@@ -162,6 +165,11 @@ def all_groups(_):
 def cell_size(_):
     """As images of `SIZES` have it."""
     return CELL
+
+
+def dropped(_):
+    """As many as the targets that are left tell."""
+    return DROPPED
 
 
 def enough(x):
@@ -235,6 +243,7 @@ EXAMPLES = {
     "embed_oar": {"num_actions": as_many("A")},
     "categorical_double_q_learning": {"q_atoms_tm1": increasing, "r_t": small},
     "categorical_l2_project": {"z_q": increasing},
+    "categorical_n_step_targets": {"atoms_tm1": increasing, "r_t": small},
     "categorical_q_learning": {"q_atoms_tm1": increasing, "r_t": small},
     "categorical_td_learning": {"v_atoms_tm1": increasing, "r_t": small},
     "expected_sarsa": {"probs_a_t": probabilities},
@@ -255,7 +264,12 @@ EXAMPLES = {
         "num_neighbors": as_many("K"),
         "max_memory_size": as_many("M"),
     },
+    "cosine_embedding": {"num_features": as_many("D")},
+    "hl_gauss_decode": {"edges": increasing},
+    "hl_gauss_encode": {"edges": increasing},
+    "hl_gauss_loss": {"edges": increasing},
     "knn_query": {"num_neighbors": as_many("K")},
+    "munchausen_q_learning": {"min_log_policy": negative},
     "one_hot": {"num_classes": as_many("A")},
     "squashed_gaussian.entropy": LIMITS,
     "squashed_gaussian.kl": LIMITS,
@@ -274,6 +288,7 @@ EXAMPLES = {
     "tanh_gaussian_log_prob": BOUNDS | {"maximum": far_above},
     "tanh_gaussian_sample_and_log_prob": BOUNDS | {"maximum": far_above},
     "unsquash_action": BOUNDS,
+    "sample_quantile_levels": {"num_levels": as_many("N")},
     "transform_from_2hot": {"min_value": negative, "num_bins": as_many("K")},
     "transform_to_2hot": {"min_value": negative, "num_bins": as_many("K")},
     "transform_to_2hot_nonlinear": {"bins": increasing},
@@ -286,6 +301,8 @@ EXAMPLES = {
     "transformed_n_step_returns": {"tx_pair": pair},
     "transformed_q_lambda": {"tx_pair": pair},
     "transformed_retrace": {"pi_t": probabilities, "tx_pair": pair},
+    "truncated_quantile_targets": {"num_dropped": dropped},
+    "two_hot_loss": {"bins": increasing},
     "vmpo_compute_weights_and_temperature_loss": {"projection_operator": absolute},
 }
 
@@ -294,6 +311,7 @@ TEXTS = [c.text for fn in CHECKED.values() for c in fn.__contracts__.values()]
 LETTERS = sorted(set(re.findall(r"[A-Z]\w*", " ".join(TEXTS))))
 SIZES = {letter: size for size, letter in enumerate(LETTERS, start=4)}
 SIZES["E"] = SIZES["D"] + SIZES["A"] + 1  # features, an action and a reward
+SIZES["P"] = SIZES["C"] * (SIZES["M"] - DROPPED)  # quantiles of all critics, pooled
 SIZES |= {"H": CELL * SIZES["Y"], "W": CELL * SIZES["X"]}
 LEADS = [(2, 3), (2,), ()]  # for `...`
 STOPS = {"stop_target_gradients", "use_stop_gradient"}

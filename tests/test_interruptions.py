@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 ACTIONS = 3
 LONGEST = 4
+ATOMS = np.linspace(-1, 3, ACTIONS + 1, dtype=np.float32)
 # Its transform of zero is not zero, as padding is.
 PAIR = rlprims.compose_tx(
     rlprims.SIGNED_HYPERBOLIC_PAIR, rlprims.TxPair(lambda x: x + 1, lambda x: x - 1)
@@ -65,6 +66,13 @@ def off_policy_inputs(s):
 
 
 FLOWS = {"stop_target_gradients": False}
+
+
+def weighed(distributions):
+    """Each distribution as one number, in which each of its own shows."""
+    return distributions @ jnp.cos(jnp.arange(distributions.shape[-1], dtype="f4"))
+
+
 ESTIMATORS = {
     "discounted_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t),
     "lambda_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t, s.lambda_t),
@@ -90,6 +98,20 @@ ESTIMATORS = {
     ),
     "general_off_policy_returns_from_action_values": lambda s, f: f(
         s.q_t, s.a_t, s.r_t, s.discount_t, s.c_t, s.pi_t
+    ),
+    "categorical_n_step_targets": lambda s, f: weighed(
+        f(
+            ATOMS,
+            s.r_t,
+            s.discount_t,
+            ATOMS[1:],
+            s.q_t,
+            2,
+            stop_target_gradients=False,
+        )
+    ),
+    "quantile_n_step_targets": lambda s, f: weighed(
+        f(s.r_t, s.discount_t, s.q_t, 2, stop_target_gradients=False)
     ),
     "td_lambda": lambda s, f: f(s.v_tm1, s.r_t, s.discount_t, s.v_t, s.lambda_t, False),
     "sarsa_lambda": lambda s, f: f(
@@ -196,14 +218,14 @@ ELSEWHERE = {"backward_recurrence": "knows no episodes"}
 def estimate_and_gradients(name):
     """Returns a compiled function of steps, weights of the result, and cuts."""
 
-    def weighed(steps, weights, cuts):
+    def weigh(steps, weights, cuts):
         fn = functools.partial(getattr(rlprims, name), **cuts)
         result = ESTIMATORS[name](steps, fn)
         return jnp.vdot(weights, result), result
 
     def run(steps, weights, cuts):
         floats = {k: x for k, x in steps._asdict().items() if x.dtype == jnp.float32}
-        fn = lambda floats: weighed(steps._replace(**floats), weights, cuts)
+        fn = lambda floats: weigh(steps._replace(**floats), weights, cuts)
         (_, result), gradients = jax.value_and_grad(fn, has_aux=True)(floats)
         return result, gradients
 
@@ -380,9 +402,10 @@ def test_one_array_of_values_cannot_know_what_a_time_limit_hid(name):
 
 
 def gives_an_array_for_each_step(fn):
-    """Or several such arrays, each with a contract; the losses may give a number."""
+    """Or a distribution for each, or several arrays; the losses may give a number."""
     contract = fn.__contracts__.get("return")
-    return contract is None or contract.text.startswith("f[T]")
+    per_step = ("f[T]", "f[T,M]", "f[T,N]")
+    return contract is None or contract.text.startswith(per_step)
 
 
 def test_no_function_along_a_trajectory_is_left_out():

@@ -22,17 +22,17 @@ LAYERS = [
         "_hints",
         "_checks",
         "_constraints arrays collectives gaussians gradients joint_actions "
-        "kl_coefficients memory sequences transforms",
+        "kl_coefficients memory risk_distortions sequences transforms",
         "categorical embeddings importance_weights intrinsic_rewards losses "
         "moving_averages recurrences squashing standardization trees two_hot",
-        "action_values actor_critic advantages distributional distributions ensembles "
-        "exploration kl_estimators lagrange normalization off_policy policy_targets "
-        "quantile regret_policy_gradients returns surrogates transform_pairs updates "
-        "v_trace",
-        "action_value_traces mpo nonlinear_bellman policy_gradients soft_actor_critic "
-        "state_values",
-        "auxiliary control discrete_soft_actor_critic off_policy_action_values "
-        "selective_returns transformed_action_values vmpo",
+        "action_values actor_critic advantages distributions ensembles exploration "
+        "histogram_losses kl_estimators lagrange normalization off_policy "
+        "policy_targets regret_policy_gradients returns soft_action_values surrogates "
+        "transform_pairs updates v_trace",
+        "action_value_traces distributional mpo nonlinear_bellman policy_gradients "
+        "quantile soft_actor_critic state_values",
+        "auxiliary control discrete_soft_actor_critic implicit_quantiles "
+        "off_policy_action_values selective_returns transformed_action_values vmpo",
         "__init__",
     )
 ]
