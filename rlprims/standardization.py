@@ -21,6 +21,7 @@ from jax import Array
 
 from rlprims._checks import Arg, checked
 from rlprims.arrays import keep_where, root
+from rlprims.collectives import AllSum
 
 __all__ = ["standardize_advantages", "standardize_advantages_by_group"]
 
@@ -190,6 +191,7 @@ def _standardized(
 
 
 def _on_all_devices(kind: str, x: Array, axis_name: Hashable | None) -> Array:
-    if axis_name is None:
-        return x
-    return {"sum": jax.lax.psum, "max": jax.lax.pmax}[kind](x, axis_name)
+    total = AllSum(axis_name)  # refuses what is no name
+    if kind == "sum":
+        return total(x, axis=())
+    return x if axis_name is None else jax.lax.pmax(x, axis_name)
