@@ -328,7 +328,7 @@ def categorical_n_step_targets(
 
     Args:
         atoms_tm1: atoms of the prediction, `f[N]`, in units of return, in increasing
-            order, which is not checked.
+            order, else the targets are NaN.
         r_t: rewards at times `1..T`, `f[T]`.
         discount_t: discounts at times `1..T`, `f[T]`, dimensionless, in `[0, 1]`; 0
             on termination.
@@ -368,18 +368,16 @@ def categorical_n_step_targets(
         Distributional Reinforcement Learning <https://arxiv.org/abs/2207.07570>`_,
         2022, which studies off-policy ones too.
     """
-    r_t, discount_t, logits_t = keep_where(mask_t, r_t, discount_t, logits_t)
     bootstrapped = functools.partial(
         n_step_bootstrapped_returns, n=n, truncation_t=truncation_t, mask_t=mask_t
     )
     # An n-step return is linear: rewards alone, the discount of a bootstrap of 1, and
     # which step it bootstraps from, as the undiscounted return of the steps' numbers.
+    # All are 0 at steps left out, whose logits then have no effect either.
     zero, one = jnp.zeros_like(r_t), jnp.ones_like(r_t)
     steps = jnp.arange(len(r_t), dtype=r_t.dtype)
-    rewards, discounts = (
-        bootstrapped(r_t, discount_t, zero),
-        bootstrapped(zero, discount_t, one),
-    )
+    rewards = bootstrapped(r_t, discount_t, zero)
+    discounts = bootstrapped(zero, discount_t, one)
     ends = bootstrapped(zero, one, steps).astype(int)
     targets = jax.vmap(_target, (0, 0, None, 0, None))(
         rewards, discounts, atoms_t, logits_t[ends], atoms_tm1

@@ -29,7 +29,11 @@ from rlprims.arrays import keep_where
 from rlprims.categorical import categorical_cross_entropy
 from rlprims.gradients import stop_gradient_if
 from rlprims.losses import Reduction, reduced
-from rlprims.two_hot import mean_of_bins, transform_to_2hot_nonlinear
+from rlprims.two_hot import (
+    is_increasing,
+    mean_of_bins,
+    transform_to_2hot_nonlinear,
+)
 
 __all__ = [
     "hl_gauss_decode",
@@ -63,7 +67,8 @@ def hl_gauss_encode(
         targets: numbers :math:`x`, `f[...]`. One outside the edges is used as it is;
             at infinity all is in the outermost bin. NaN gives NaN.
         edges: where bins begin and end, :math:`e_0..e_K`, `f[K+1]`, in the units of
-            `targets`, in increasing order, which is not checked; evenly spaced or not.
+            `targets`, evenly spaced or not, in increasing order, else the result is
+            NaN.
         sigma: standard deviation :math:`\sigma`, `f[]|f[...]`, in the units of
             `targets`, not negative; 0.75 of the width of a bin is common. At 0 the
             target's own bin has it all, or on an edge both bins a half. At infinity
@@ -89,7 +94,8 @@ def hl_gauss_encode(
         Classification for Scalable Deep RL <https://arxiv.org/abs/2403.03950>`_, 2024.
     """
     _refuse_no_bins("hl_gauss_encode", edges)
-    return _histogram(targets, jnp.broadcast_to(sigma, targets.shape), edges)
+    probs = _histogram(targets, jnp.broadcast_to(sigma, targets.shape), edges)
+    return jnp.where(is_increasing(edges), probs, jnp.nan)
 
 
 @checked
@@ -150,7 +156,7 @@ def hl_gauss_loss(
         logits: predicted logits of the bins, `f[...,K]`.
         targets: numbers :math:`x` to predict, `f[...]`.
         edges: where bins begin and end, `f[K+1]`, in the units of `targets`, in
-            increasing order, which is not checked.
+            increasing order, else the loss is NaN.
         sigma: standard deviation of the Gaussian, `f[]|f[...]`, in the units of
             `targets`, not negative; 0.75 of the width of a bin is common.
         mask_t: whether each target counts, `b[...]`: the others, padding say, are as
@@ -209,7 +215,7 @@ def two_hot_loss(
         targets: numbers :math:`x` to predict, `f[...]`. One outside the bins is taken
             for the nearer end.
         bins: at least 2 numbers in increasing order, `f[K]`, in the units of
-            `targets`; the order is not checked.
+            `targets`; in any other order the loss is NaN.
         mask_t: whether each target counts, `b[...]`: the others, padding say, are as
             if left out, NaN included. All count if `None`.
         stop_target_gradients: whether to hold the codes constant, `b[]`.

@@ -170,6 +170,10 @@ class TestEncode:
         assert result.all(axis=-1).tolist() == [True, True, False]
         assert not result[2].any()
 
+    def test_edges_out_of_order_make_no_bins(self):
+        edges = np.float32([0, 2, 1])
+        assert np.isnan(hl_gauss_encode(0.5, edges, sigma=1.0)).all()
+
     def test_one_edge_makes_no_bin(self):
         match = r"^hl_gauss_encode: edges must be at least 2, got 1\.$"
         with pytest.raises(ValueError, match=match):

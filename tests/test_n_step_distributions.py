@@ -116,6 +116,10 @@ class TestBoth:
             array[~kept] = np.nan
         assert_agrees(fn, x, 2, left_out=[0, 2, 6], mask_t=kept)
         assert_agrees(fn, x, 100, left_out=[0, 2, 6], mask_t=kept)
+        grads = jax.grad(lambda x: (fn(x, 2, stop=False, mask_t=kept) ** 2).sum())(x)
+        for slope in grads.values():
+            assert np.isfinite(slope).all()
+            assert not slope[~kept].any()
 
     def test_know_nothing_of_what_follows_a_termination(self, fn, trajectory):
         expected = fn(trajectory, 3)[:5]

@@ -60,6 +60,8 @@ class TestDistortions:
             for tau in (ends, tiny):
                 grads = jax.grad(total, (0, 1))(tau, eta)
                 assert all(np.isfinite(x).all() for x in grads)
+            slope = eta if name == "cvar" else 0
+            np.testing.assert_array_equal(jax.grad(total)(ends, eta), np.float32(slope))
 
     def test_do_nothing_where_neutral(self, name, rng):
         fn, tau = DISTORTIONS[name][0], rng.uniform(size=20).astype(np.float32)
