@@ -25,9 +25,16 @@ def names_in_examples(doctest_namespace):
     doctest_namespace |= {"jax": jax, "jnp": jnp}
 
 
+def pytest_configure(config):
+    """The fast suite compiles without optimisation, and the whole one as users do."""
+    fast = config.option.markexpr == "not slow"
+    jax.config.update("jax_disable_most_optimizations", fast)
+
+
 @pytest.fixture(scope="module")
 def quick_to_compile():
     """For tests of many programs, of which it does not matter how fast they run."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
