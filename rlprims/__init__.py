@@ -24,6 +24,10 @@ of it can be had from here too:
 *   `control`, `soft_actor_critic`, `discrete_soft_actor_critic`: actors and the critics
     they climb; `ensembles`: several critics, and what to make of them.
 *   `mpo`, `vmpo`, `lagrange`: policies improved within a limit on how far they move.
+*   `group_advantages`, `best_of_k`: several answers of a language model compared.
+*   `tokens`, `token_losses`, `sequence_losses`: its log-probabilities, and losses that
+    improve it by them.
+*   `preference`, `reference_preference`: losses from which answer was preferred.
 *   `categorical`, `distributions`: policies over a finite number of actions.
 *   `gaussians`, `squashing`: policies over continuous actions, and their bounds.
 *   `policy_targets`: actions and weights to learn a policy from.
@@ -48,6 +52,7 @@ from rlprims.actor_critic import *
 from rlprims.advantages import *
 from rlprims.arrays import *
 from rlprims.auxiliary import *
+from rlprims.best_of_k import *
 from rlprims.categorical import *
 from rlprims.collectives import *
 from rlprims.control import *
@@ -59,6 +64,7 @@ from rlprims.ensembles import *
 from rlprims.exploration import *
 from rlprims.gaussians import *
 from rlprims.gradients import *
+from rlprims.group_advantages import *
 from rlprims.histogram_losses import *
 from rlprims.implicit_quantiles import *
 from rlprims.importance_weights import *
@@ -77,12 +83,15 @@ from rlprims.off_policy import *
 from rlprims.off_policy_action_values import *
 from rlprims.policy_gradients import *
 from rlprims.policy_targets import *
+from rlprims.preference import *
 from rlprims.quantile import *
 from rlprims.recurrences import *
+from rlprims.reference_preference import *
 from rlprims.regret_policy_gradients import *
 from rlprims.returns import *
 from rlprims.risk_distortions import *
 from rlprims.selective_returns import *
+from rlprims.sequence_losses import *
 from rlprims.sequences import *
 from rlprims.soft_action_values import *
 from rlprims.soft_actor_critic import *
@@ -90,6 +99,8 @@ from rlprims.squashing import *
 from rlprims.standardization import *
 from rlprims.state_values import *
 from rlprims.surrogates import *
+from rlprims.token_losses import *
+from rlprims.tokens import *
 from rlprims.transform_pairs import *
 from rlprims.transformed_action_values import *
 from rlprims.transforms import *

@@ -217,11 +217,16 @@ def masked_log_softmax(
     logits: Array, mask: Array | None, temperature: Arg = 1.0
 ) -> Array:
     """Returns log-probabilities: `-inf` of what is not legal, NaN if nothing is."""
+    return jax.nn.log_softmax(scaled_logits(logits, mask, temperature), axis=-1)
+
+
+def scaled_logits(logits: Array, mask: Array | None, temperature: Arg) -> Array:
+    """Returns logits over the temperature, `-inf` of what is not legal."""
     # What has no probability becomes zero before the division, so that none of it
     # reaches the derivative with respect to the temperature.
     possible = which_legal(logits, mask) & (logits != -jnp.inf)
     scaled = jnp.where(possible, logits, 0) / temperature
-    return jax.nn.log_softmax(jnp.where(possible, scaled, -jnp.inf), axis=-1)
+    return jnp.where(possible, scaled, -jnp.inf)
 
 
 def which_legal(numbers: Array, mask: Array | None) -> Array:

@@ -85,7 +85,7 @@ def standardize_advantages(
         whole = jnp.sum(x) if kind == "sum" else jnp.max(x, initial=-jnp.inf)
         return _on_all_devices(kind, whole, axis_name)
 
-    return _standardized(adv_t, pooled, epsilon, ddof, mask_t)
+    return standardized(adv_t, pooled, epsilon, ddof, mask_t)
 
 
 @checked
@@ -161,11 +161,11 @@ def standardize_advantages_by_group(
             each = jnp.full(num_groups + 1, -jnp.inf, x.dtype).at[groups].max(x)
         return _on_all_devices(kind, each, axis_name)[groups]
 
-    result = _standardized(adv_t, pooled, epsilon, ddof, mask_t)
+    result = standardized(adv_t, pooled, epsilon, ddof, mask_t)
     return jnp.where(counted & ~known, jnp.nan, result)
 
 
-def _standardized(
+def standardized(
     adv: Array,
     pooled: Callable[[str, Array], Array],
     epsilon: Array,

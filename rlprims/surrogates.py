@@ -168,7 +168,7 @@ def ppo_clip_loss(
         Ye et al., `Mastering Complex Control in MOBA Games with Deep Reinforcement
         Learning <https://arxiv.org/abs/1912.09729>`_, 2019, for `dual_clip`.
     """
-    log_ratios, adv = _log_ratios_and_advantages(
+    log_ratios, adv = log_ratios_and_advantages(
         log_prob_t, behaviour_log_prob_t, adv_t, mask_t, use_stop_gradient
     )
     high = 1 + (epsilon if epsilon_high is None else epsilon_high)
@@ -232,7 +232,7 @@ def ppo_kl_penalty_loss(
         Schulman, Wolski, Dhariwal, Radford and Klimov, `Proximal Policy Optimization
         Algorithms <https://arxiv.org/abs/1707.06347>`_, 2017, section 4.
     """
-    log_ratios, adv = _log_ratios_and_advantages(
+    log_ratios, adv = log_ratios_and_advantages(
         log_prob_t, behaviour_log_prob_t, adv_t, mask_t, use_stop_gradient
     )
     (kl,) = keep_where(mask_t, kl_t)
@@ -301,7 +301,7 @@ def discovered_policy_optimization_loss(
         Lu et al., `Discovered Policy Optimisation <https://arxiv.org/abs/2210.05639>`_,
         2022.
     """
-    log_ratios, adv = _log_ratios_and_advantages(
+    log_ratios, adv = log_ratios_and_advantages(
         log_prob_t, behaviour_log_prob_t, adv_t, mask_t, use_stop_gradient
     )
     good, bad = jnp.maximum(adv, 0), jnp.minimum(adv, 0)
@@ -369,7 +369,7 @@ def simple_policy_optimization_loss(
         Xie et al., `Simple Policy Optimization <https://arxiv.org/abs/2401.16025>`_,
         2024.
     """
-    log_ratios, adv = _log_ratios_and_advantages(
+    log_ratios, adv = log_ratios_and_advantages(
         log_prob_t, behaviour_log_prob_t, adv_t, mask_t, use_stop_gradient
     )
     sign = jnp.sign(adv)
@@ -400,7 +400,7 @@ def ratios(log_ratios: Array) -> Array:
     return guarded(jnp.exp, log_ratios)
 
 
-def _log_ratios_and_advantages(
+def log_ratios_and_advantages(
     log_prob: Array, behaviour: Array, adv: Array, mask: Array | None, stop: Flag
 ) -> tuple[Array, Array]:
     log_prob, behaviour, adv = keep_where(mask, log_prob, behaviour, adv)

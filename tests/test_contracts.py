@@ -218,7 +218,28 @@ def far_above(x):
     return x + 100
 
 
+def plenty(x):
+    """More samples than are correct, and than are drawn."""
+    return x + 5
+
+
+def by_length(_):
+    """The aggregation for which every argument matters."""
+    return "constant_length"
+
+
+def alternating(x):
+    """Some are true and some are not."""
+    return (np.arange(x.size) % 2 == 0).reshape(x.shape)
+
+
+def a_pair(_):
+    """How many samples are drawn."""
+    return 2
+
+
 LIMITS = {"sigma_min": negative}
+BOTH_SIGNS = {"adv": of_both_signs}
 BOUNDS = {"minimum": negative, "maximum": above_one}
 
 
@@ -271,6 +292,17 @@ EXAMPLES = {
     "knn_query": {"num_neighbors": as_many("K")},
     "munchausen_q_learning": {"min_log_policy": negative},
     "one_hot": {"num_classes": as_many("A")},
+    "cispo_loss": BOTH_SIGNS,
+    "gmpo_loss": BOTH_SIGNS,
+    "grpo_loss": BOTH_SIGNS,
+    "gspo_loss": BOTH_SIGNS,
+    "gspo_token_loss": BOTH_SIGNS,
+    "sapo_loss": BOTH_SIGNS,
+    "aggregate_tokens": {"aggregation": by_length},
+    "kto_loss": {"desirable": alternating},
+    "kto_reference_point": {"reference_log_prob": negative},
+    "pass_at_k": {"num_samples": plenty, "k": a_pair},
+    "pass_at_k_rewards": {"k": a_pair},
     "squashed_gaussian.entropy": LIMITS,
     "squashed_gaussian.kl": LIMITS,
     "squashed_gaussian.kl_to_standard_normal": LIMITS,

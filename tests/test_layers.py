@@ -23,16 +23,17 @@ LAYERS = [
         "_checks",
         "_constraints arrays collectives gaussians gradients joint_actions "
         "kl_coefficients memory risk_distortions sequences transforms",
-        "categorical embeddings importance_weights intrinsic_rewards losses "
+        "_segments categorical embeddings importance_weights intrinsic_rewards losses "
         "moving_averages recurrences squashing standardization trees two_hot",
-        "action_values actor_critic advantages distributions ensembles exploration "
-        "histogram_losses kl_estimators lagrange normalization off_policy "
-        "policy_targets regret_policy_gradients returns soft_action_values surrogates "
-        "transform_pairs updates v_trace",
+        "action_values actor_critic advantages best_of_k distributions ensembles "
+        "exploration group_advantages histogram_losses kl_estimators lagrange "
+        "normalization off_policy policy_targets preference regret_policy_gradients "
+        "returns soft_action_values surrogates tokens transform_pairs updates v_trace",
         "action_value_traces distributional mpo nonlinear_bellman policy_gradients "
-        "quantile soft_actor_critic state_values",
+        "quantile reference_preference soft_actor_critic state_values token_losses",
         "auxiliary control discrete_soft_actor_critic implicit_quantiles "
-        "off_policy_action_values selective_returns transformed_action_values vmpo",
+        "off_policy_action_values selective_returns sequence_losses "
+        "transformed_action_values vmpo",
         "__init__",
     )
 ]
