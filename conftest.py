@@ -25,16 +25,18 @@ def names_in_examples(doctest_namespace):
     doctest_namespace |= {"jax": jax, "jnp": jnp}
 
 
+def is_fast(config):
+    """Whether this is the fast suite, which compiles without optimisation."""
+    return config.option.markexpr == "not slow"
+
+
 def pytest_configure(config):
-    """The fast suite compiles without optimisation, and the whole one as users do."""
-    fast = config.option.markexpr == "not slow"
-    jax.config.update("jax_disable_most_optimizations", fast)
+    jax.config.update("jax_disable_most_optimizations", is_fast(config))
 
 
 @pytest.fixture(scope="module")
-def quick_to_compile():
+def quick_to_compile(pytestconfig):
     """For tests of many programs, of which it does not matter how fast they run."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", is_fast(pytestconfig))
