@@ -626,6 +626,17 @@ def test_jit_changes_nothing(case, rng):
         assert_equal(jax.jit(case.call)(**arguments), case.call(**arguments))
 
 
+def keys_of(case):
+    return [k for k, c in case.inputs.items() if c.kind == "k"]
+
+
+@over(8, keys_of, is_full)
+def test_keys_of_the_old_style_draw_the_same(case, rng):
+    arguments = case.arguments(rng)
+    old = {k: jax.random.key_data(arguments[k]) for k in keys_of(case)}
+    assert_equal(case.call(**arguments | old), case.call(**arguments))
+
+
 @over(55)
 def test_no_float_is_fixed_while_tracing(case):
     hints = typing.get_type_hints(case.fn)
