@@ -11,8 +11,15 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
-# Thousands of compiled programs stay alive, which it takes long to look through.
+# Many compiled programs stay alive, which it takes long to look through.
 gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go():
+    """Each takes memory maps, of which a process may only have so many."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -541,6 +541,10 @@ def assert_equal(x, y, rtol=1e-6, atol=1e-7):
     chex.assert_trees_all_close(x, y, rtol=rtol, atol=atol)
 
 
+# A batch may be summed in another order: an ulp or two of numbers near one.
+IN_ANOTHER_ORDER = {"rtol": 1e-5, "atol": 3e-7}
+
+
 def to_differentiate(case, arguments, **flags):
     """Returns floats, and a function of them that weighs each entry of the result."""
 
@@ -618,6 +622,7 @@ def test_takes_numpy_and_jax_arrays_and_python_numbers_alike(case, rng):
 # Transformations
 
 
+@pytest.mark.slow
 @over(55, is_full)
 def test_jit_changes_nothing(case, rng):
     """Every argument is traced here, so every hyper-parameter may be."""
@@ -658,7 +663,7 @@ def test_vmap_is_a_loop(case, rng):
         jax.tree.map(functools.partial(stack, axis=axis), *batch) for axis in (0, 1)
     ]
     for result in jax.jit(lambda xs: [*map(vmapped, (0, 1), xs)])(stacked):
-        assert_equal(result, expected, rtol=1e-5)
+        assert_equal(result, expected, **IN_ANOTHER_ORDER)
 
 
 def scan_on_each_device(fn):
@@ -670,13 +675,14 @@ def scan_on_each_device(fn):
     return jax.jit(jax.shard_map(loop, mesh=mesh, in_specs=spec, out_specs=spec))
 
 
+@pytest.mark.slow
 @over(55, is_full)
 @pytest.mark.parametrize("mapped", [scan_on_each_device, jax.pmap])
 def test_devices_and_scans_are_loops(case, rng, mapped):
     batch = [case.arguments(rng) for _ in range(4)]
     expected = stack_results(*[case.call(**arguments) for arguments in batch])
     result = mapped(lambda xs: case.call(**xs))(jax.tree.map(stack, *batch))
-    assert_equal(result, expected, rtol=1e-5)
+    assert_equal(result, expected, **IN_ANOTHER_ORDER)
 
 
 def is_derived_at_its_key(case):
@@ -718,11 +724,10 @@ def test_the_flag_stops_gradients_and_nothing_else(case, rng):
         floats, total = to_differentiate(case, arguments, **{flag: stop})
         return jax.value_and_grad(total)(floats)
 
-    run_all = jax.jit(lambda traced: (run(True), run(False), run(traced)))
-    (on, off, traced_on), (_, _, traced_off) = run_all(True), run_all(False)
+    run_both = jax.jit(lambda traced: (run(True), run(traced)))
+    (on, traced_on), (_, off) = run_both(True), run_both(False)
     assert_equal(traced_on, on)
-    assert_equal(traced_off, off)
-    assert_equal(on[0], off[0])
+    assert_equal(off[0], on[0])
     reached_on, reached_off = (
         {name for name, gradient in gradients.items() if abs(gradient).max() > 1e-3}
         for _, gradients in (on, off)
@@ -886,9 +891,15 @@ def test_a_batch_is_refused_with_the_call_to_make(case, rng):
             case.call(**batch)
         call = re.findall(r"use (jax\.vmap\(.*\))\.(?:$| If)", str(error.value))[0]
         scope = {"jax": jax, "functools": functools, case.name: case.fn}
-        result = eval(call, scope, case.static | put_together(case.records, batch))
-        expected = stack_results(case.call(**one), case.call(**two))
-        assert_equal(result, expected, rtol=1e-5)
+        scope |= case.static | put_together(case.records, batch)
+        passed = re.findall(r"(\w+)[,)]", call.partition(")(")[2])
+        assert passed == [
+            k for k in inspect.signature(case.fn).parameters if k in passed
+        ]
+        result = jax.eval_shape(lambda scope=scope, call=call: eval(call, scope))
+        expected = abstract(case, one)
+        for x, each in zip(jax.tree.leaves(result), expected, strict=True):
+            assert (x.shape, x.dtype) == ((2, *each.shape), each.dtype)
 
 
 # Documentation

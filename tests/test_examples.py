@@ -413,6 +413,7 @@ def test_exploration_decays(epsilon_steps, start, epsilon):
     np.testing.assert_allclose(best, 1 - epsilon + epsilon / 3, atol=0.04)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_learning_curve():
     def curve(seed):
         env, test_env = Catch(rows=4, columns=3), Catch(rows=4, columns=3)
@@ -576,6 +577,7 @@ def test_a_run_prints_the_backend_and_a_table_and_draws_its_curve(tmp_path):
     assert is_picture(tmp_path / "runs" / "dqn-Catch-seed-3.png")
 
 
+@pytest.mark.slow
 def test_a_run_on_cartpole_draws_its_curve_where_told(tmp_path):
     out = tmp_path / "new" / "curve.png"
     flags = ["--env=CartPole-v1", "--episodes=2", f"--out={out}"]

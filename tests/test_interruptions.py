@@ -21,7 +21,7 @@ import rlprims
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 ACTIONS = 3
-LONGEST = 4
+LONGEST = 3
 ATOMS = np.linspace(-1, 3, ACTIONS + 1, dtype=np.float32)
 # Its transform of zero is not zero, as padding is.
 PAIR = rlprims.compose_tx(
@@ -319,6 +319,7 @@ class TestEveryEstimator:
         for k, x in gradients.items():
             np.testing.assert_allclose(x, slopes[k], rtol=1e-5, atol=1e-6, err_msg=k)
 
+    @pytest.mark.slow
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(episodes=episodes())
     def test_needs_no_mask_where_every_step_counts(self, name, episodes):
@@ -340,6 +341,7 @@ class TestEveryEstimator:
         assert not result.any()
         assert not any(x.any() for x in gradients.values())
 
+    @pytest.mark.slow
     def test_works_on_four_devices_with_its_gradients(self, name):
         """In `shard_map`, over a batch that is split, in a program of its own."""
         kept = [True, True, False, True]
