@@ -23,6 +23,8 @@ of it can be had from here too:
 *   `standardization`: advantages on one scale.
 *   `control`, `soft_actor_critic`, `discrete_soft_actor_critic`: actors and the critics
     they climb; `ensembles`: several critics, and what to make of them.
+*   `offline`, `conservative`, `advantage_weights`: values and policies learned from
+    a fixed set of data.
 *   `mpo`, `vmpo`, `lagrange`: policies improved within a limit on how far they move.
 *   `group_advantages`, `best_of_k`: several answers of a language model compared.
 *   `tokens`, `token_losses`, `sequence_losses`: its log-probabilities, and losses that
@@ -49,12 +51,14 @@ of it can be had from here too:
 from rlprims.action_value_traces import *
 from rlprims.action_values import *
 from rlprims.actor_critic import *
+from rlprims.advantage_weights import *
 from rlprims.advantages import *
 from rlprims.arrays import *
 from rlprims.auxiliary import *
 from rlprims.best_of_k import *
 from rlprims.categorical import *
 from rlprims.collectives import *
+from rlprims.conservative import *
 from rlprims.control import *
 from rlprims.discrete_soft_actor_critic import *
 from rlprims.distributional import *
@@ -81,6 +85,7 @@ from rlprims.nonlinear_bellman import *
 from rlprims.normalization import *
 from rlprims.off_policy import *
 from rlprims.off_policy_action_values import *
+from rlprims.offline import *
 from rlprims.policy_gradients import *
 from rlprims.policy_targets import *
 from rlprims.preference import *

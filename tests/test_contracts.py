@@ -115,7 +115,10 @@ NO_SOURCE = {
 # Parameters that are another name of one beside them, and refused together with it.
 ALIASES = {"sample_mask": "mask_t"}
 # Functions with no gradient at all where nothing is stopped, and why.
-ZERO_UNLESS_STOPPED = {"qpg_loss": "a mean minus itself"}
+ZERO_UNLESS_STOPPED = {
+    "cql_lagrange_losses": "a loss, and minus that",
+    "qpg_loss": "a mean minus itself",
+}
 # Functions that draw what a derivative holds at its quantile, not at its key, and why.
 DERIVED_AT_A_QUANTILE = {"add_dirichlet_noise": "a gamma variate in its concentration"}
 # Functions that a Python number and an array of it serve differently, and why.
@@ -255,6 +258,8 @@ def pair(_):
 
 # Arguments that cannot be just anything: what makes a random example a proper one.
 EXAMPLES = {
+    "exponential_advantage_weights": {"adv_t": of_both_signs},
+    "binary_advantage_weights": {"adv_t": of_both_signs},
     "adaptive_kl_coefficient": {"tolerance": above_one, "factor": above_one},
     "discovered_policy_optimization_loss": {"adv_t": of_both_signs},
     "ppo_clip_loss": {"adv_t": of_both_signs, "dual_clip": above_one},
