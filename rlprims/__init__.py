@@ -45,6 +45,9 @@ of it can be had from here too:
 *   `intrinsic_rewards`, `memory`: rewards for what is new, and nearest neighbours.
 *   `moving_averages`, `normalization`: statistics of a stream of data, and targets on a
     common scale.
+*   `running_statistics`, `return_normalization`: statistics of all data so far, and
+    scales of returns to divide by.
+*   `diagnostics`: numbers to watch while an agent learns.
 *   `gradients`, `recurrences`, `arrays`: what the rest is made of.
 """
 
@@ -60,6 +63,7 @@ from rlprims.categorical import *
 from rlprims.collectives import *
 from rlprims.conservative import *
 from rlprims.control import *
+from rlprims.diagnostics import *
 from rlprims.discrete_soft_actor_critic import *
 from rlprims.distributional import *
 from rlprims.distributions import *
@@ -93,8 +97,10 @@ from rlprims.quantile import *
 from rlprims.recurrences import *
 from rlprims.reference_preference import *
 from rlprims.regret_policy_gradients import *
+from rlprims.return_normalization import *
 from rlprims.returns import *
 from rlprims.risk_distortions import *
+from rlprims.running_statistics import *
 from rlprims.selective_returns import *
 from rlprims.sequence_losses import *
 from rlprims.sequences import *

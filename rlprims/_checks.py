@@ -238,7 +238,7 @@ class _Checked:
             floats = [k for k in arrays if self.inputs[k].kind == "f"]
             wide = [k for k in floats if arrays[k].dtype.itemsize > 4]
             say = [k for k in floats if k not in self.running or k in wide]
-            result, compute = _dtypes([arrays[k] for k in say])
+            result, compute = _dtypes([arrays[k] for k in say or floats])
             cast = {
                 name: _bounded(_cast(arrays[name], compute), self.inputs[name].interval)
                 for name in floats

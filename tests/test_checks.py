@@ -331,6 +331,18 @@ class Tally(NamedTuple):
     last: Annotated[Arg, "f[A]"]
 
 
+class Sum(NamedTuple):
+    """A total, `f[]`."""
+
+    total: Annotated[Arg, "f[]", "running"]
+
+
+@checked
+def doubled(state: Sum) -> Sum:
+    """Adds a total to itself."""
+    return Sum(state.total + state.total)
+
+
 @checked
 def tally(
     x: Annotated[Arg, "f[A]"], state: Tally
@@ -350,6 +362,14 @@ class TestRunningStatistics:
         assert [x.dtype for x in (change, state.last)] == [dtype] * 2
         assert state.total.dtype == np.float32
         assert state.total == 2049
+
+    def test_are_of_32_bits_where_there_is_nothing_else(self):
+        """Twice the largest number of half precision is infinite there."""
+        total = doubled(Sum(jnp.float16(65504))).total
+        assert (total, total.dtype) == (131008, np.float32)
+        with jax.enable_x64(True):
+            assert doubled(Sum(np.float32(1))).total.dtype == np.float32
+            assert doubled(Sum(np.float64(1))).total.dtype == np.float64
 
     def test_are_promoted_if_wider(self):
         with jax.enable_x64(True):

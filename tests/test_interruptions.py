@@ -211,7 +211,10 @@ ESTIMATORS = {
     ),
 }
 # Functions along a trajectory that need no place in this table, and why.
-ELSEWHERE = {"backward_recurrence": "knows no episodes"}
+ELSEWHERE = {
+    "backward_recurrence": "knows no episodes",
+    "update_return_range": "takes returns in any order",
+}
 
 
 @functools.cache
