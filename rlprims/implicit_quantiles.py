@@ -130,8 +130,8 @@ def cosine_embedding(
         TypeError: if `tau` is not floating-point, or another argument no Python `int`.
 
     Example:
-        >>> [round(x, 4) for x in cosine_embedding(0.5, 3).tolist()]
-        [1.0, -0.0, -1.0]
+        >>> cosine_embedding(1.0, 3).round(4).tolist()
+        [1.0, -1.0, 1.0]
 
     References:
         Dabney, Ostrovski, Silver and Munos, `Implicit Quantile Networks for
