@@ -79,7 +79,15 @@ _REMEDIES = {
 
 def checked(fn: Callable[P, R]) -> Callable[P, R]:
     """Makes `fn` keep the contracts in its annotations; see the top of this module."""
-    return typing.cast(Callable[P, R], functools.wraps(fn)(_Checked(fn).call()))
+    read = _reader(fn)
+    call = functools.cache(lambda: read().call())
+
+    @functools.wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        return call()(*args, **kwargs)
+
+    typing.cast(Any, wrapper).__contracts__ = lambda: read().contracts
+    return wrapper
 
 
 def checked_as(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -97,14 +105,19 @@ def bounded(fn: Callable[P, R]) -> Callable[P, R]:
 
     This is for what builds functions and has no arrays to compute with.
     """
-    contracts = _Checked(fn)
+    read = _reader(fn)
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        contracts.refuse_out_of_bounds(contracts.bind(args, kwargs))
+        read().refuse_out_of_bounds(read().bind(args, kwargs))
         return fn(*args, **kwargs)
 
     return wrapper
+
+
+def _reader(fn: Callable[..., Any]) -> Callable[[], "_Checked"]:
+    """Returns what reads the contracts of `fn` when first asked, to import quickly."""
+    return functools.cache(lambda: _Checked(fn))
 
 
 class _Checked:
@@ -151,9 +164,7 @@ class _Checked:
             name: {type(None), bool, *contract.fixed}
             for name, contract in self.inputs.items()
         }
-        compiled = functools.cache(  # made at the first call, to import quickly
-            lambda: jax.jit(self.traced(), static_argnums=0)
-        )
+        compiled = jax.jit(self.traced(), static_argnums=0)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             given = dict(zip(positional, args, strict=False)) | kwargs
@@ -174,7 +185,7 @@ class _Checked:
                 else:
                     dynamic[name] = value
             try:
-                return compiled()(tuple(static), dynamic)
+                return compiled(tuple(static), dynamic)
             except (OverflowError, TypeError, ValueError) as error:
                 self.refuse_what_is_no_array(given)
                 if str(error).startswith(f"{self.name}: "):
@@ -182,7 +193,6 @@ class _Checked:
                     raise type(error)(str(error)) from None
                 raise
 
-        typing.cast(Any, wrapper).__contracts__ = self.contracts
         return wrapper
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Interval(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Interval":
-        """Reads `text`; a mistake in it shows up when the module is imported."""
+        """Reads `text`; a mistake in it shows up at the first call."""
         if not re.fullmatch(r"[\[(][^,]+,[^,]+[\])]", text):
             raise ValueError(f"not an interval: {text!r}")
         low, high = text[1:-1].split(",")
@@ -85,7 +85,7 @@ class Contract(NamedTuple):
     def parse(
         cls, text: str, interval: str = "", fixed: tuple[type, ...] = ()
     ) -> "Contract":
-        """Reads `text`; a mistake in it shows up when the module is imported."""
+        """Reads `text`; a mistake in it shows up at the first call."""
         specs = []
         for part in text.split("|"):
             match = _SPEC.fullmatch(part)

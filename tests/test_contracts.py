@@ -351,7 +351,7 @@ EXAMPLES = {
 }
 
 DIM = re.compile(r"(\.\.\.|\d+|[A-Z]\w*)([+-]\d+)?")
-TEXTS = [c.text for fn in CHECKED.values() for c in fn.__contracts__.values()]
+TEXTS = [c.text for fn in CHECKED.values() for c in fn.__contracts__().values()]
 LETTERS = sorted(set(re.findall(r"[A-Z]\w*", " ".join(TEXTS))))
 SIZES = {letter: size for size, letter in enumerate(LETTERS, start=4)}
 SIZES["E"] = SIZES["D"] + SIZES["A"] + 1  # features, an action and a reward
@@ -446,7 +446,7 @@ class Case:
         self.fn, self.full, self.name = fn, full, fn.__name__
         self.records = records_of(fn)
         parameters = parameters_of(fn, self.records)
-        self.contracts = {k: fn.__contracts__.get(k) for k in parameters}
+        self.contracts = {k: fn.__contracts__().get(k) for k in parameters}
         self.flags = [k for k, c in self.contracts.items() if c and bool in c.fixed]
         self.inputs = {
             k: self.contracts[k]
@@ -459,7 +459,7 @@ class Case:
         self.floats = [k for k, c in self.inputs.items() if c.kind == "f"]
         self.scalars = [k for k in self.floats if self.shapes[k] == ()]
         self.makers = EXAMPLES.get(self.name, {})
-        plain = self.makers.keys() - fn.__contracts__.keys()
+        plain = self.makers.keys() - fn.__contracts__().keys()
         self.static = {k: self.makers[k](None) for k in plain}
         hints = typing.get_type_hints(fn, include_extras=True)
         self.results = list(contracts_in(hints["return"]))

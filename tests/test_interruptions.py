@@ -408,7 +408,7 @@ def test_one_array_of_values_cannot_know_what_a_time_limit_hid(name):
 
 def gives_an_array_for_each_step(fn):
     """Or a distribution for each, or several arrays; the losses may give a number."""
-    contract = fn.__contracts__.get("return")
+    contract = fn.__contracts__().get("return")
     per_step = ("f[T]", "f[T,M]", "f[T,N]")
     return contract is None or contract.text.startswith(per_step)
 
