@@ -82,3 +82,10 @@ class AllSum:
             kind = next(kind for kind in kinds if isinstance(error, kind))
             raise kind(f"AllSum: {error}") from None
         return total.astype(dtype) if half else total
+
+
+def maximum_over(axis_name: Hashable | None, x: Array) -> Array:
+    """Returns the largest `x` along `axis_name`, held constant if it has a name."""
+    if axis_name is None:
+        return x
+    return jax.lax.pmax(jax.lax.stop_gradient(x), AllSum(axis_name).axis_name)

@@ -32,6 +32,7 @@ from rlprims._checks import Arg, checked
 from rlprims.arrays import keep_where
 from rlprims.collectives import AllSum
 from rlprims.running_statistics import largest, moments
+from rlprims.surrogates import clip_range
 
 __all__ = [
     "action_gap",
@@ -141,10 +142,10 @@ def clip_fraction(
         Schulman et al., `Proximal Policy Optimization Algorithms
         <https://arxiv.org/abs/1707.06347>`_, 2017, eq. 7, whose clipping it counts.
     """
-    high = epsilon if epsilon_high is None else epsilon_high
+    low, high = clip_range(epsilon, epsilon_high)
     changes = jnp.expm1(jax.lax.stop_gradient(log_prob_t - behaviour_log_prob_t))
-    beyond = ((changes < -epsilon) | (changes > high)).astype(changes.dtype)
-    unknown = jnp.isnan(changes) | jnp.isnan(epsilon + high)
+    beyond = ((changes < low) | (changes > high)).astype(changes.dtype)
+    unknown = jnp.isnan(changes) | jnp.isnan(high - low)
     return _mean(jnp.where(unknown, jnp.nan, beyond), mask_t, axis_name)
 
 

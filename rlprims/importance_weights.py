@@ -24,7 +24,7 @@ from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import guarded, keep_where
-from rlprims.collectives import AllSum
+from rlprims.collectives import AllSum, maximum_over
 from rlprims.gradients import stop_gradient_if
 
 __all__ = [
@@ -269,18 +269,14 @@ def exponential_weights(
     """
     heat = temperature[..., None]
     best = jnp.max(values, axis=-1, keepdims=True, where=counts != 0, initial=-jnp.inf)
-    best = jax.lax.stop_gradient(best)
-    if axis_name is not None:
-        best = jax.lax.pmax(best, axis_name)
+    best = maximum_over(axis_name, jax.lax.stop_gradient(best))
     gaps = values - jnp.where(best == -jnp.inf, 0, best)
     # No gap that counts is above zero. One that does not may be anything, and is cut
     # off where its exponential would leave the range of numbers.
     bounded = gaps < 80 * heat
     real = (values != -jnp.inf) & ((counts != 0) | bounded)
     exps = jnp.where(real, counts * jnp.exp(jnp.where(real, gaps, 0) / heat), 0)
-    whole = jnp.sum(exps, axis=-1, keepdims=True)
-    if axis_name is not None:
-        whole = jax.lax.psum(whole, axis_name)
+    whole = AllSum(axis_name)(exps, axis=-1)[..., None]
     known = jnp.where(whole == 0, 1, whole)
     log_sum = jnp.where(whole == 0, jnp.nan, best + heat * jnp.log(known))
     return jnp.where(whole == 0, jnp.nan, exps / known), log_sum[..., 0]

@@ -27,7 +27,6 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -41,6 +40,7 @@ from rlprims._constraints import (
     renamed,
 )
 from rlprims.arrays import contain_nonfinite, keep_where, lhs_broadcast, weighted
+from rlprims.collectives import AllSum
 from rlprims.gradients import stop_gradient_if
 from rlprims.losses import Reduction
 
@@ -211,10 +211,11 @@ def kl_alpha_loss(
     constraints = pairs(kl_constraints)
     *losses, _ = penalties(constraints, _as_it_is, True, 0.0, (weights, weights))
     losses = [weights * loss for loss in losses]
+    total = AllSum(axis_name)
     if reduction != "none":
-        losses = [total(loss, axis_name) for loss in losses]
+        losses = [total(loss) for loss in losses]
     if reduction == "mean":
-        whole = total(weights, axis_name)
+        whole = total(weights)
         losses = [loss / jnp.where(whole == 0, 1, whole) for loss in losses]
     return losses[0], losses[1]
 
@@ -262,8 +263,3 @@ def penalties(
         kl_loss += jnp.sum(cost, axis=axis)
         alpha_loss += jnp.sum(slack, axis=axis)
     return kl_loss, alpha_loss, alpha
-
-
-def total(x: Array, axis_name: AxisName) -> Array:
-    """Sums an array, and over the devices along `axis_name` if there is one."""
-    return jnp.sum(x) if axis_name is None else jax.lax.psum(jnp.sum(x), axis_name)

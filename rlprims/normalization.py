@@ -23,6 +23,7 @@ from jax import Array
 
 from rlprims._checks import Arg, Flag, bounded, checked, checked_as
 from rlprims.arrays import batched_index, keep_where, root
+from rlprims.collectives import AllSum
 from rlprims.gradients import stop_gradient_if
 from rlprims.moving_averages import merged
 
@@ -402,7 +403,7 @@ def _moments(
 
     Everything is relative to a centre: first the shift, and then the mean.
     """
-    size = shift.shape[0]
+    size, total = shift.shape[0], AllSum(axis_name)
     counted = jnp.ones(indices.shape, bool) if mask is None else mask
     targets, indices = (
         x.reshape(-1) for x in (*keep_where(mask, targets), indices.astype(int))
@@ -413,17 +414,15 @@ def _moments(
     def sums(x: Array) -> Array:
         """Sums over the targets of each task, on all devices."""
         # One more task takes what does not count.
-        total = jax.ops.segment_sum(x, tasks, size + 1)[:-1]
-        return total if axis_name is None else jax.lax.psum(total, axis_name)
+        each = jax.ops.segment_sum(x, tasks, size + 1)[:-1]
+        return total(each, axis=())
 
     ones = jnp.ones_like(targets)
     errors = targets - _pick(shift, tasks, 0.0)
     counts, totals = sums(jnp.stack([ones, errors], axis=-1)).T
     means = totals / jnp.maximum(counts, 1)
     variances = sums((errors - _pick(means, tasks, 0.0)) ** 2) / jnp.maximum(counts, 1)
-    strays = jnp.sum(counted.reshape(-1) & ~known)
-    if axis_name is not None:
-        strays = jax.lax.psum(strays, axis_name)
+    strays = total(counted.reshape(-1) & ~known)
     return shift + means, variances, counts, strays
 
 

@@ -23,7 +23,7 @@ from jax import Array
 
 from rlprims._checks import Arg, checked
 from rlprims.arrays import keep_where, lhs_broadcast, root
-from rlprims.collectives import AllSum
+from rlprims.collectives import AllSum, maximum_over
 from rlprims.moving_averages import merged
 
 __all__ = [
@@ -329,10 +329,7 @@ def largest(x: Array, mask: Array | None, axis_name: Hashable | None) -> Array:
     """Returns the maximum over the first axis and all devices, or minus infinity."""
     if mask is not None:
         x = jnp.where(lhs_broadcast(mask, x), x, -jnp.inf)
-    own = jnp.max(x, axis=0, initial=-jnp.inf)
-    if axis_name is None:
-        return own
-    return jax.lax.pmax(jax.lax.stop_gradient(own), AllSum(axis_name).axis_name)
+    return maximum_over(axis_name, jnp.max(x, axis=0, initial=-jnp.inf))
 
 
 def merged_statistics(

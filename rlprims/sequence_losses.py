@@ -29,7 +29,12 @@ from rlprims._segments import counted, known, number_of, own_mean, shares
 from rlprims.arrays import keep_where, weighted
 from rlprims.gradients import stop_gradient_if
 from rlprims.losses import Reduction, reduced
-from rlprims.surrogates import clipped_objective, log_ratios_and_advantages, ratios
+from rlprims.surrogates import (
+    clip_range,
+    clipped_objective,
+    log_ratios_and_advantages,
+    ratios,
+)
 from rlprims.token_losses import per_token
 
 __all__ = ["gmpo_loss", "gspo_loss", "gspo_token_loss"]
@@ -99,9 +104,9 @@ def gmpo_loss(
     log_ratios, adv = log_ratios_and_advantages(
         log_prob_t, behaviour_log_prob_t, adv, mask_t, use_stop_gradient
     )
-    high = epsilon if epsilon_high is None else epsilon_high
+    low, high = clip_range(epsilon, epsilon_high)
     sign = jnp.where(adv < 0, -1, jnp.ones_like(adv))
-    bounded = sign * clipped_objective(log_ratios, sign, -epsilon, high)
+    bounded = sign * clipped_objective(log_ratios, sign, low, high)
     losses = -adv * jnp.exp(own_mean(bounded, segment_ids, mask_t))
     return _over_sequences(losses, segment_ids, mask_t, reduction)
 
@@ -168,9 +173,9 @@ def gspo_loss(
     log_ratios, adv = log_ratios_and_advantages(
         log_prob_t, behaviour_log_prob_t, adv, mask_t, use_stop_gradient
     )
-    high = 1 + (epsilon if epsilon_high is None else epsilon_high)
+    low, high = clip_range(epsilon, epsilon_high)
     means = own_mean(log_ratios, segment_ids, mask_t)
-    gains = clipped_objective(ratios(means), adv, 1 - epsilon, high)
+    gains = clipped_objective(ratios(means), adv, 1 + low, 1 + high)
     return _over_sequences(-gains, segment_ids, mask_t, reduction)
 
 
@@ -246,8 +251,8 @@ def gspo_token_loss(
     means = own_mean(log_ratios, segment_ids, mask_t)
     one = log_prob - stop_gradient_if(use_stop_gradient, log_prob)
     moving = ratios(stop_gradient_if(use_stop_gradient, means) + one)
-    high = 1 + (epsilon if epsilon_high is None else epsilon_high)
-    gains = clipped_objective(moving, adv, 1 - epsilon, high)
+    low, high = clip_range(epsilon, epsilon_high)
+    gains = clipped_objective(moving, adv, 1 + low, 1 + high)
     return reduced(-gains, mask_t, reduction)
 
 

@@ -21,7 +21,7 @@ from jax import Array
 
 from rlprims._checks import Arg, checked
 from rlprims.arrays import keep_where, root
-from rlprims.collectives import AllSum
+from rlprims.collectives import AllSum, maximum_over
 
 __all__ = ["standardize_advantages", "standardize_advantages_by_group"]
 
@@ -191,7 +191,6 @@ def standardized(
 
 
 def _on_all_devices(kind: str, x: Array, axis_name: Hashable | None) -> Array:
-    total = AllSum(axis_name)  # refuses what is no name
     if kind == "sum":
-        return total(x, axis=())
-    return x if axis_name is None else jax.lax.pmax(x, axis_name)
+        return AllSum(axis_name)(x, axis=())
+    return maximum_over(axis_name, x)

@@ -171,8 +171,8 @@ def ppo_clip_loss(
     log_ratios, adv = log_ratios_and_advantages(
         log_prob_t, behaviour_log_prob_t, adv_t, mask_t, use_stop_gradient
     )
-    high = 1 + (epsilon if epsilon_high is None else epsilon_high)
-    gains = clipped_objective(ratios(log_ratios), adv, 1 - epsilon, high, dual_clip)
+    low, high = clip_range(epsilon, epsilon_high)
+    gains = clipped_objective(ratios(log_ratios), adv, 1 + low, 1 + high, dual_clip)
     return reduced(-gains, mask_t, reduction)
 
 
@@ -393,6 +393,11 @@ def clipped_objective(
     if limit is not None:
         at_least = jnp.minimum(at_least, limit)
     return adv * jnp.where(adv < 0, at_least, jnp.minimum(ratio, high))
+
+
+def clip_range(epsilon: Array, epsilon_high: Array | None) -> tuple[Array, Array]:
+    """Returns how far a ratio may go below and above 1; as far as below by default."""
+    return -epsilon, epsilon if epsilon_high is None else epsilon_high
 
 
 def ratios(log_ratios: Array) -> Array:

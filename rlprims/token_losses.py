@@ -34,7 +34,12 @@ from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import keep_where, weighted
 from rlprims.gradients import stop_gradient_if
 from rlprims.losses import Reduction, reduced
-from rlprims.surrogates import clipped_objective, log_ratios_and_advantages, ratios
+from rlprims.surrogates import (
+    clip_range,
+    clipped_objective,
+    log_ratios_and_advantages,
+    ratios,
+)
 
 __all__ = ["cispo_loss", "grpo_loss", "sapo_loss"]
 
@@ -174,8 +179,8 @@ def grpo_loss(
     log_ratios, adv = log_ratios_and_advantages(
         log_prob_t, behaviour_log_prob_t, adv, mask_t, use_stop_gradient
     )
-    high = 1 + (epsilon if epsilon_high is None else epsilon_high)
-    gains = clipped_objective(ratios(log_ratios), adv, 1 - epsilon, high, ratio_max)
+    low, high = clip_range(epsilon, epsilon_high)
+    gains = clipped_objective(ratios(log_ratios), adv, 1 + low, 1 + high, ratio_max)
     return reduced(-gains, mask_t, reduction)
 
 

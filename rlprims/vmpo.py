@@ -37,9 +37,10 @@ from rlprims._constraints import (
     refuse_what_is_no_function,
 )
 from rlprims.arrays import contain_nonfinite, keep_where, weighted
+from rlprims.collectives import AllSum
 from rlprims.gradients import stop_gradient_if
 from rlprims.importance_weights import exponential_weights
-from rlprims.lagrange import POSITIVE, AxisName, Projection, penalties, total
+from rlprims.lagrange import POSITIVE, AxisName, Projection, penalties
 from rlprims.mpo import MpoOutputs, Weight, weighed
 
 __all__ = [
@@ -196,7 +197,8 @@ def vmpo_compute_weights_and_temperature_loss(
     weights, log_sum = exponential_weights(
         jnp.ravel(adv), jnp.ravel(counts), temperature, axis_name
     )
-    samples, used = total(kept, axis_name), total(counts, axis_name)
+    total = AllSum(axis_name)
+    samples, used = total(kept), total(counts)
     log_samples = jnp.log(jnp.where(samples == 0, 1, samples))
     loss = temperature * (temperature_constraint.epsilon - log_samples) + log_sum
     loss, weights = (jnp.where(used == 0, 0, x) for x in (loss, weights))
@@ -303,7 +305,7 @@ def vmpo_loss(
         mask_t=mask_t,
     )
     log_probs = contain_nonfinite(sample_log_probs, policy_loss_weight)
-    policy_loss = -weighted(log_probs, weights) * total(steps, axis_name)
+    policy_loss = -weighted(log_probs, weights) * AllSum(axis_name)(steps)
     kl_loss, alpha_loss, _ = penalties(
         pairs(kl_constraints),
         projection_operator,
@@ -329,7 +331,7 @@ def vmpo_loss(
 def _top(values: Array, valid: Array, fraction: Array, axis_name: AxisName) -> Array:
     """Tells which values are among the given fraction of the valid ones."""
     keys = jnp.where(valid, _in_order(values), 0)
-    count = total(jnp.where(valid, 1.0, 0.0).astype(fraction.dtype), axis_name)
+    count = AllSum(axis_name)(jnp.where(valid, 1.0, 0.0).astype(fraction.dtype))
     # A fraction such as 0.29 is rounded, and must still give 29 of 100.
     slack = 1 + 4 * jnp.finfo(fraction.dtype).eps
     k = jnp.minimum(jnp.floor(fraction * count * slack), count)
