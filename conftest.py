@@ -27,6 +27,14 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def rlax():
+    """The peer, an extra, which promotes dtypes and ranks as JAX does by default."""
+    peer = pytest.importorskip("rlax")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield peer
+
+
 @pytest.fixture(autouse=True)
 def names_in_examples(doctest_namespace):
     doctest_namespace |= {"jax": jax, "jnp": jnp}

@@ -171,7 +171,5 @@ def test_differences_from_rlax_are_as_the_table_says(call, theirs, ours):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("bare_errors")
 @of_each_row
-def test_rlax_is_as_the_table_says(call, theirs, ours):
-    rlax = pytest.importorskip("rlax")
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        assert is_shown_as(shown(call, rlax), theirs)
+def test_rlax_is_as_the_table_says(call, theirs, ours, rlax):
+    assert is_shown_as(shown(call, rlax), theirs)

@@ -297,11 +297,9 @@ def test_it_is_told_here(name):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SILENT)
-def test_it_is_accepted_by_rlax(name):
-    rlax = pytest.importorskip("rlax")
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for _, arguments in calls(name):
-            assert all(np.isfinite(x).all() for x in call(rlax, name, arguments))
+def test_it_is_accepted_by_rlax(name, rlax):
+    for _, arguments in calls(name):
+        assert all(np.isfinite(x).all() for x in call(rlax, name, arguments))
 
 
 def after_the_end(name):
@@ -327,10 +325,8 @@ def test_nothing_gets_past_the_end_here(name):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", BOOTSTRAP)
-def test_nan_gets_past_the_end_in_rlax(name):
-    rlax = pytest.importorskip("rlax")
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        assert spoilt(rlax, name)
+def test_nan_gets_past_the_end_in_rlax(name, rlax):
+    assert spoilt(rlax, name)
 
 
 def test_the_table_has_every_case():
