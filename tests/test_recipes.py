@@ -137,6 +137,75 @@ def rainbow(p, h, target_logits_t, atoms, batch, beta):
     return np.mean(weights / max(weights) * losses)
 
 
+def iql(p, h, target_critics, batch):
+    """Kostrikov et al. 2021, eqs 5 to 7, with two critics; their policy is Gaussian."""
+    losses = []
+    for obs_tm1, a_tm1, r_t, discount_t, obs_t in zip(*batch, strict=True):
+        least = min(critic(target_critics, obs_tm1, a_tm1, i) for i in range(2))
+        error = least - np.tanh(obs_tm1 @ p["values"])
+        target = r_t + discount_t * np.tanh(obs_t @ h["values"])
+        errors = [target - critic(p["critics"], obs_tm1, a_tm1, i) for i in range(2)]
+        weight = min(np.exp(3 * (least - np.tanh(obs_tm1 @ h["values"]))), 20)
+        noise = (a_tm1 - obs_tm1 @ p["policy"]) / np.exp(p["log_sigma"])
+        log_prob = np.sum(-(noise**2) / 2 - p["log_sigma"] - np.log(2 * np.pi) / 2)
+        losses.append(
+            (0.7 if error > 0 else 0.3) * error**2
+            + sum(error**2 for error in errors)
+            - weight * log_prob
+        )
+    return np.mean(losses)
+
+
+def cql(p, h, target_critics, batch, key):
+    """Kumar et al. 2020, eq. 4, on a soft actor-critic.
+
+    The sum over actions is an integral, estimated from samples.
+    """
+    number, alpha, threshold = 2, 0.2, 1.0
+    keys, shape = jax.random.split(key, 3), (number, *batch[1].shape)
+    noise, noise_t = (jax.random.normal(k, shape, np.float32) for k in keys[:2])
+    uniform = jax.random.uniform(keys[2], shape, np.float32, minval=-1.0)
+    noise, noise_t, uniform = map(np.float64, (noise, noise_t, uniform))
+
+    def act(weights, obs, noise):
+        action = np.tanh(obs @ weights["policy"] + np.exp(weights["log_sigma"]) * noise)
+        densities = -(noise**2) / 2 - weights["log_sigma"] - np.log(2 * np.pi) / 2
+        return action, np.sum(densities - np.log(1 - action**2))
+
+    def value(critics, obs, action):
+        return min(critic(critics, obs, action, i) for i in range(2))
+
+    def excess(critics):
+        """The mean of both critics, less the threshold."""
+        gaps = []
+        for b, i in np.ndindex(len(batch[0]), 2):
+            obs_tm1, a_tm1, *_, obs_t = (x[b] for x in batch)
+            samples = [(action, np.log(1 / 4)) for action in uniform[:, b]]
+            samples += [act(h, obs_tm1, each) for each in noise[:, b]]
+            samples += [act(h, obs_t, each) for each in noise_t[:, b]]
+            weighed = [
+                np.exp(critic(critics, obs_tm1, action, i)) / np.exp(log_density)
+                for action, log_density in samples
+            ]
+            gaps.append(np.log(np.mean(weighed)) - critic(critics, obs_tm1, a_tm1, i))
+        return np.mean(gaps) - threshold
+
+    errors, gains = [], []
+    for b, (obs_tm1, a_tm1, r_t, discount_t, obs_t) in enumerate(
+        zip(*batch, strict=True)
+    ):
+        a_t, log_prob_t = act(h, obs_t, noise_t[0, b])
+        following = value(target_critics, obs_t, a_t) - alpha * log_prob_t
+        target = r_t + discount_t * following
+        errors += [target - critic(p["critics"], obs_tm1, a_tm1, i) for i in range(2)]
+        for each in noise[:, b]:
+            action, log_prob = act(p, obs_tm1, each)
+            gains.append(value(h["critics"], obs_tm1, action) - alpha * log_prob)
+    price, held_price = np.exp(p["log_multiplier"]), np.exp(h["log_multiplier"])
+    penalty = held_price * excess(p["critics"]) - price * excess(h["critics"])
+    return np.mean(np.square(errors)) / 2 + penalty - np.mean(gains)
+
+
 def grpo(p, h, batch):
     """Shao et al. 2024, sections 4.1.1 and 4.1.2, where the answer earns a reward."""
     gains = []
@@ -181,6 +250,8 @@ READINGS = {
     "SAC": sac,
     "TD3": td3,
     "Rainbow": rainbow,
+    "IQL": iql,
+    "CQL": cql,
     "GRPO": grpo,
     "DPO": dpo,
 }
