@@ -706,6 +706,7 @@ def is_derived_at_its_key(case):
     return case.name not in DERIVED_AT_A_QUANTILE
 
 
+@pytest.mark.slow
 @over(180, gives_floats, is_plain, is_derived_at_its_key)
 def test_gradients_are_those_of_finite_differences(case, rng):
     """Along a random direction, backwards and forwards, where nothing is stopped."""
