@@ -42,7 +42,8 @@ of it can be had from here too:
 *   `sequences`: trajectories cut into pieces, and where episodes end.
 *   `trees`, `updates`, `collectives`: trees of arrays, target networks, and sums over
     devices.
-*   `intrinsic_rewards`, `memory`: rewards for what is new, and nearest neighbours.
+*   `curiosity`, `counts`, `intrinsic_rewards`: rewards for what is new, as errors of
+    predictions, counts or nearest neighbours in a `memory` tell.
 *   `moving_averages`, `normalization`: statistics of a stream of data, and targets on a
     common scale.
 *   `running_statistics`, `return_normalization`: statistics of all data so far, and
@@ -63,6 +64,8 @@ from rlprims.categorical import *
 from rlprims.collectives import *
 from rlprims.conservative import *
 from rlprims.control import *
+from rlprims.counts import *
+from rlprims.curiosity import *
 from rlprims.diagnostics import *
 from rlprims.discrete_soft_actor_critic import *
 from rlprims.distributional import *

@@ -8,6 +8,15 @@ for each episode to reward what is new within the episode.
 
 All of it is held in an `IntrinsicRewardState`, which each call takes and returns. A
 slot of the memory that holds infinity is empty.
+
+`never_give_up_rewards` multiplies such rewards by how new an observation is over the
+whole life of the agent, as the error of a prediction tells; see `curiosity`. What is
+known from earlier episodes is then worth no more than novelty within this one:
+
+    >>> error_t = jnp.array([1.0, 3.0, 8.0])  # of random network distillation
+    >>> errors = RunningStatistics(jnp.array(2.0), jnp.array(1.0), 50.0)
+    >>> never_give_up_rewards(errors, jnp.array([0.5, 0.5, 0.5]), error_t).tolist()
+    [0.5, 1.0, 2.5]
 """
 
 from typing import Annotated, NamedTuple
@@ -16,10 +25,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import keep_where, root
+from rlprims.arrays import keep_where, root, weighted
 from rlprims.memory import knn_query
+from rlprims.running_statistics import (
+    RunningStatistics,
+    normalize_by_running_statistics,
+)
 
-__all__ = ["IntrinsicRewardState", "episodic_memory_intrinsic_rewards"]
+__all__ = [
+    "IntrinsicRewardState",
+    "episodic_memory_intrinsic_rewards",
+    "never_give_up_rewards",
+]
 
 # So many distances are counted to the last one in single precision. Beyond them the
 # mean is a moving one, which forgets.
@@ -72,6 +89,10 @@ def episodic_memory_intrinsic_rewards(
     the rewards do not depend on the scale of the embeddings. An empty slot is no
     neighbour: it adds nothing to either sum. Only the last 17 million distances, or
     about as many, count towards the mean.
+
+    The kernel of the paper divides by the mean alone. Here `c` is added to it, as in
+    RLax, so that noise is not new where all distances are tiny. And a batch is compared
+    with the memory before it, where the paper takes observations one at a time.
 
     The first call, without a state, starts from a memory of `num_neighbors` zeros.
 
@@ -146,6 +167,61 @@ def episodic_memory_intrinsic_rewards(
     rewards = jnp.where(known, rewards, jnp.nan)
     memory, index = _written(state.memory, state.next_memory_index, embeddings)
     return rewards, IntrinsicRewardState(memory, index, total, count)
+
+
+@checked
+def never_give_up_rewards(
+    state: RunningStatistics,
+    r_t: Annotated[Arg, "f[N,...]"],
+    error_t: Annotated[Arg, "f[N,...]"],
+    *,
+    max_modulation: Annotated[Arg, "f[]", "[1, inf]"] = 5.0,
+    mask_t: Annotated[Arg | None, "b[N,...]"] = None,
+) -> Annotated[Array, "f[N,...]"]:
+    r"""Multiplies episodic rewards by how new observations are to the agent.
+
+    .. math::
+        r'_t = r_t \min(\max(\alpha_t, 1), L), \qquad
+        \alpha_t = 1 + \frac{e_t - m}{\sqrt v}
+
+    where :math:`m` and :math:`v` are the mean and the variance of all errors so far.
+    An error below the mean changes nothing: a reward never becomes smaller.
+
+    Args:
+        state: the statistics of the errors, from `update_running_statistics`. Those of
+            a single number are for errors of `f[N]`.
+        r_t: episodic rewards, such as those of `episodic_memory_intrinsic_rewards`,
+            `f[N,...]`, in units of reward.
+        error_t: errors :math:`e` of a prediction of the same observations, such as the
+            `prediction_error_rewards` of random network distillation, `f[N,...]`.
+        max_modulation: the most to multiply by :math:`L`, `f[]`, dimensionless, at
+            least 1.
+        mask_t: whether each step counts, `b[N,...]`: the others, padding say, have a
+            reward of 0, whatever they hold. All count if `None`.
+
+    Returns:
+        The rewards, `f[N,...]`, in units of reward. They are `r_t` where errors have no
+        variance, and before there are any.
+
+    Raises:
+        ValueError: if a shape breaks its contract, or `max_modulation` is a Python
+            number below 1.
+        TypeError: if an argument has the wrong dtype, or is no state.
+
+    Example:
+        >>> state = RunningStatistics(jnp.array(2.0), jnp.array(4.0), 9.0)
+        >>> r_t, error_t = jnp.array([3.0, 3.0, 3.0]), jnp.array([4.0, 0.0, 90.0])
+        >>> never_give_up_rewards(state, r_t, error_t).tolist()
+        [6.0, 3.0, 15.0]
+
+    References:
+        Puigdomènech Badia et al., `Never Give Up: Learning Directed Exploration
+        Strategies <https://arxiv.org/abs/2002.06038>`_, 2020.
+    """
+    r_t, error_t = keep_where(mask_t, r_t, error_t)
+    deviations = normalize_by_running_statistics(state, error_t, epsilon=0.0)
+    alpha = 1 + jnp.where(state.count == 0, 0, deviations)
+    return weighted(jnp.clip(alpha, 1, max_modulation), r_t)
 
 
 def _start(embeddings: Array, num_neighbors: int, size: int) -> IntrinsicRewardState:

@@ -228,6 +228,11 @@ def far_above(x):
     return x + 100
 
 
+def far_below(x):
+    """A probability before anything was learned, less than any afterwards."""
+    return -1 - x
+
+
 def plenty(x):
     """More samples than are correct, and than are drawn."""
     return x + 5
@@ -313,6 +318,8 @@ EXAMPLES = {
     "aggregate_tokens": {"aggregation": by_length},
     "kto_loss": {"desirable": alternating},
     "kto_reference_point": {"reference_log_prob": negative},
+    "never_give_up_rewards": {"max_modulation": above_one},
+    "pseudo_count": {"log_prob": far_below, "recoding_log_prob": negative},
     "pass_at_k": {"num_samples": plenty, "k": a_pair},
     "pass_at_k_rewards": {"k": a_pair},
     "squashed_gaussian.entropy": LIMITS,

@@ -11,7 +11,9 @@ from rlprims.intrinsic_rewards import (
     _MOST_DISTANCES,
     IntrinsicRewardState,
     episodic_memory_intrinsic_rewards,
+    never_give_up_rewards,
 )
+from rlprims.running_statistics import RunningStatistics
 
 SIZE = 6
 
@@ -275,3 +277,63 @@ class TestRefusals:
     def test_settings_out_of_range(self):
         with pytest.raises(ValueError, match=r"epsilon must be in \(0, inf\), got 0"):
             call(jnp.ones((2, 3)), epsilon=0.0)
+
+
+class TestNeverGiveUp:
+    STATE = RunningStatistics(jnp.array(2.0), jnp.array(9.0), 5.0)
+
+    def test_multiplies_by_how_new_an_observation_is(self, rng):
+        errors = rng.normal(2, 6, size=40).astype(np.float32)
+        rewards = rng.uniform(size=40).astype(np.float32)
+        expected = [
+            r * min(max(1 + (float(e) - 2) / 3, 1), 2.5)
+            for r, e in zip(rewards, errors, strict=True)
+        ]
+        result = never_give_up_rewards(self.STATE, rewards, errors, max_modulation=2.5)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+        shares = np.mean(result == rewards), np.mean(result >= 2.49 * rewards)
+        assert all(0 < share < 0.9 for share in shares)
+
+    def test_multiplies_by_five_at_most_unless_told_otherwise(self):
+        one, far = jnp.ones(1), jnp.array([1e9])
+        assert never_give_up_rewards(self.STATE, one, far).tolist() == [5]
+        free = never_give_up_rewards(self.STATE, one, far, max_modulation=jnp.inf)
+        assert free.item() > 1e8
+
+    def test_may_have_statistics_of_each_column(self):
+        state = RunningStatistics(jnp.array([0.0, 1.0]), jnp.array([1.0, 4.0]), 5.0)
+        errors = jnp.array([[1.0, 1.0], [2.0, 5.0]])
+        result = never_give_up_rewards(state, jnp.ones((2, 2)), errors)
+        assert result.tolist() == [[2, 1], [3, 3]]
+
+    def test_changes_nothing_where_errors_have_no_deviation(self):
+        """As of one error, or of none, and without a gradient that is not finite."""
+        rewards, errors = jnp.array([0.5, 0.25]), jnp.array([7.0, 2.0])
+        for state in (
+            RunningStatistics(jnp.array(2.0), jnp.array(0.0), 1.0),
+            RunningStatistics(jnp.array(jnp.nan), jnp.array(jnp.nan), 0.0),
+        ):
+
+            def total(rewards, errors, state=state):
+                result = never_give_up_rewards(state, rewards, errors)
+                return result.sum(), result
+
+            slopes, result = jax.grad(total, (0, 1), has_aux=True)(rewards, errors)
+            np.testing.assert_array_equal(result, rewards)
+            np.testing.assert_array_equal(slopes, [[1, 1], [0, 0]])
+
+    def test_is_zero_in_padding_and_where_there_is_no_episodic_reward(self):
+        mask = jnp.array([True, False, False, True])
+        rewards = jnp.array([1.0, jnp.nan, 1.0, 0.0])
+        errors = jnp.array([5.0, 1.0, jnp.nan, jnp.inf])
+        limit = {"max_modulation": jnp.inf, "mask_t": mask}
+        total = lambda *xs: never_give_up_rewards(self.STATE, *xs, **limit).sum()
+        result = never_give_up_rewards(self.STATE, rewards, errors, **limit)
+        assert result.tolist() == [2, 0, 0, 0]
+        slopes = np.array(jax.grad(total, (0, 1))(rewards, errors))
+        assert np.isfinite(slopes[:, :3]).all()
+        assert not slopes[:, 1:3].any()
+
+    def test_an_error_that_is_not_known_is_not_hidden(self):
+        result = never_give_up_rewards(self.STATE, jnp.ones(1), jnp.array([jnp.nan]))
+        assert np.isnan(result).all()
