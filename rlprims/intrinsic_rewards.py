@@ -71,12 +71,14 @@ def episodic_memory_intrinsic_rewards(
     cluster_distance: Annotated[Arg, "f[]", "[0, inf]"] = 8e-3,
     max_similarity: Annotated[Arg, "f[]", "[0, inf]"] = 8.0,
     max_memory_size: int = 30000,
+    *,
+    distance_constant: Annotated[Arg | None, "f[]", "[0, inf)"] = None,
 ) -> tuple[Annotated[Array, "f[B]"], IntrinsicRewardState]:
     r"""Rewards embeddings for being far from their neighbours in a memory.
 
     .. math::
         s_b = \sqrt{\sum_k \frac{\epsilon}{\epsilon + \max\Bigl(
-            \frac{d_{bk}^2}{\overline{d^2} + c} - \xi, \, 0\Bigr)}} + c,
+            \frac{d_{bk}^2}{\overline{d^2} + c'} - \xi, \, 0\Bigr)}} + c,
         \qquad
         r_b = \begin{cases}
             \text{reward\_scale} / s_b & s_b \le \text{max\_similarity} \\
@@ -85,14 +87,15 @@ def episodic_memory_intrinsic_rewards(
 
     The :math:`d_{bk}` are Euclidean distances to the nearest neighbours in the memory
     as it was before this batch, and :math:`\overline{d^2}` is the mean of their squares
-    over all calls, this one included. Where this mean is far above the constant `c`,
+    over all calls, this one included. Where this mean is far above the constant `c'`,
     the rewards do not depend on the scale of the embeddings. An empty slot is no
     neighbour: it adds nothing to either sum. Only the last 17 million distances, or
     about as many, count towards the mean.
 
-    The kernel of the paper divides by the mean alone. Here `c` is added to it, as in
-    RLax, so that noise is not new where all distances are tiny. And a batch is compared
-    with the memory before it, where the paper takes observations one at a time.
+    The kernel of the paper divides by the mean alone: :math:`c'` is 0. By default it is
+    :math:`c`, as in RLax, so that noise is not new where all distances are tiny. And a
+    batch is compared with the memory before it, where the paper takes observations one
+    at a time: scan over batches of one to do the same.
 
     The first call, without a state, starts from a memory of `num_neighbors` zeros.
 
@@ -103,8 +106,7 @@ def episodic_memory_intrinsic_rewards(
             `max_memory_size`.
         reward_scale: what to multiply the rewards by, `f[]`, in units of reward.
         intrinsic_reward_state: what was seen before; `None` to start.
-        constant: :math:`c`, `f[]`, not negative, which keeps the rewards finite: in
-            units of squared distance where it is added to one.
+        constant: :math:`c`, `f[]`, not negative, which keeps the rewards finite.
         epsilon: :math:`\epsilon`, `f[]`, dimensionless, positive: the relative
             squared distance at which a neighbour counts half.
         cluster_distance: :math:`\xi`, `f[]`, dimensionless, not negative: the relative
@@ -113,6 +115,8 @@ def episodic_memory_intrinsic_rewards(
             dimensionless, not negative.
         max_memory_size: the number of slots of the memory, a Python `int`, that of
             the state if there is one.
+        distance_constant: :math:`c'`, `f[]`, in units of squared distance, not
+            negative; `constant` if `None`.
 
     Returns:
         The rewards, `f[B]`, in units of `reward_scale`, and the next state: a memory
@@ -157,8 +161,9 @@ def episodic_memory_intrinsic_rewards(
     near = jnp.isfinite(squares)
     (squares,) = keep_where(near, squares)
     total, count = _counted(state, jnp.sum(squares), jnp.sum(near))
-    typical = total / jnp.maximum(count, 1).astype(total.dtype) + constant
-    ratios = squares / jnp.where(typical > 0, typical, 1)
+    typical = total / jnp.maximum(count, 1).astype(total.dtype)
+    typical += constant if distance_constant is None else distance_constant
+    ratios = squares / jnp.where(typical == 0, 1, typical)
     kernels = epsilon / (epsilon + jnp.maximum(ratios - cluster_distance, 0))
     (kernels,) = keep_where(near, kernels)
     similarity = root(jnp.sum(kernels, axis=1)) + constant

@@ -24,6 +24,7 @@ def rewards_by_hand(embeddings, memory, distance_sum=0.0, distance_count=0, **se
         "number": 2,
         "scale": 1.0,
         "c": 1e-3,
+        "add": 1e-3,
         "eps": 1e-4,
         "xi": 8e-3,
         "most": 8.0,
@@ -43,7 +44,7 @@ def rewards_by_hand(embeddings, memory, distance_sum=0.0, distance_count=0, **se
     for squares in neighbors:
         kernels = 0.0
         for d in squares:
-            rate = max(d / (mean + setting["c"]) - setting["xi"], 0)
+            rate = max(d / (mean + setting["add"]) - setting["xi"], 0)
             kernels += setting["eps"] / (rate + setting["eps"])
         similarity = math.sqrt(kernels) + setting["c"]
         rewards.append(
@@ -90,6 +91,24 @@ class TestRewards:
         assert rewards[0] > 40
         np.testing.assert_allclose(state.distance_sum, 4 * 0.03**2, rtol=1e-5)
 
+    @pytest.mark.parametrize("scale", [1e-4, 1.0])
+    def test_one_at_a_time_they_are_those_of_the_paper_at_any_scale(self, rng, scale):
+        embeddings = cloud(rng, 10, std=scale)
+        expected, total, count = [], 0.0, 0
+        for i in range(1, 10):
+            memory = embeddings[max(i - SIZE, 0) : i]
+            reward, total, count = rewards_by_hand(
+                embeddings[i : i + 1], memory, total, count, add=0.0
+            )
+            expected += reward
+
+        def step(state, x):
+            rewards, state = call(x[None], state, distance_constant=0.0)
+            return state, rewards[0]
+
+        _, rewards = jax.lax.scan(step, empty(), embeddings)
+        np.testing.assert_allclose(rewards[1:], expected, rtol=1e-3)
+
     def test_hardly_depend_on_the_scale_of_the_embeddings(self, rng):
         memory, embeddings = cloud(rng, SIZE), cloud(rng, 4)
         settings = {"constant": 1e-6}
@@ -117,7 +136,15 @@ class TestRewards:
         memory, embeddings = cloud(rng, SIZE), cloud(rng, 4)
         embeddings[1] += 5
         expected, *_ = rewards_by_hand(
-            embeddings, memory, number=3, scale=5.0, c=0.1, eps=0.5, xi=0.3, most=1.2
+            embeddings,
+            memory,
+            number=3,
+            scale=5.0,
+            c=0.1,
+            add=0.1,
+            eps=0.5,
+            xi=0.3,
+            most=1.2,
         )
         assert 0 < sum(reward == 0 for reward in expected) < 4
         rewards, _ = call(
