@@ -25,13 +25,15 @@ of it can be had from here too:
     they climb; `ensembles`: several critics, and what to make of them.
 *   `offline`, `conservative`, `advantage_weights`: values and policies learned from
     a fixed set of data.
-*   `mpo`, `vmpo`, `lagrange`: policies improved within a limit on how far they move.
+*   `mpo`, `vmpo`, `muesli`, `lagrange`: policies improved within a limit on how far
+    they move.
 *   `group_advantages`, `best_of_k`: several answers of a language model compared.
 *   `tokens`, `token_losses`, `sequence_losses`: its log-probabilities, and losses that
     improve it by them.
 *   `preference`, `reference_preference`: losses from which answer was preferred.
 *   `categorical`, `distributions`: policies over a finite number of actions.
 *   `gaussians`, `squashing`: policies over continuous actions, and their bounds.
+*   `model_targets`: what a learned model should predict.
 *   `policy_targets`: actions and weights to learn a policy from.
 *   `exploration`: noise on actions and on priors.
 *   `embeddings`: what goes into a network beside the observation.
@@ -86,8 +88,10 @@ from rlprims.kl_estimators import *
 from rlprims.lagrange import *
 from rlprims.losses import *
 from rlprims.memory import *
+from rlprims.model_targets import *
 from rlprims.moving_averages import *
 from rlprims.mpo import *
+from rlprims.muesli import *
 from rlprims.nonlinear_bellman import *
 from rlprims.normalization import *
 from rlprims.off_policy import *

@@ -1,7 +1,8 @@
 """Where gradients flow: every primitive stops or bends them here and nowhere else.
 
 None of these functions changes a value. `stop_gradient_if` blocks the gradient,
-`td_error` blocks it on one side, and `clip_gradient` bounds it.
+`td_error` blocks it on one side, `clip_gradient` bounds it, and `scale_gradient`
+multiplies it.
 """
 
 import numbers
@@ -15,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 
 from rlprims._checks import Arg
 
-__all__ = ["clip_gradient", "stop_gradient_if", "td_error"]
+__all__ = ["clip_gradient", "scale_gradient", "stop_gradient_if", "td_error"]
 
 Tree = TypeVar("Tree")
 
@@ -55,10 +56,7 @@ def clip_gradient(x: Tree, gradient_min: Arg, gradient_max: Arg) -> Tree:
     """
     bounds = {"gradient_min": gradient_min, "gradient_max": gradient_max}
     for name, bound in bounds.items():
-        if jnp.shape(bound) != ():
-            raise ValueError(
-                f"clip_gradient: {name} has shape {jnp.shape(bound)}, expected f[]."
-            )
+        _refuse_vector("clip_gradient", name, bound)
     known = all(isinstance(bound, numbers.Real) for bound in bounds.values())
     if known and not gradient_min <= gradient_max:
         raise ValueError(
@@ -67,12 +65,7 @@ def clip_gradient(x: Tree, gradient_min: Arg, gradient_max: Arg) -> Tree:
         )
 
     def clip(leaf: Any) -> Array:
-        leaf = jnp.asarray(leaf)
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"clip_gradient: x must be floating-point, got {leaf.dtype}; "
-                "convert it with jnp.asarray(x, jnp.float32)."
-            )
+        leaf = _floating("clip_gradient", leaf)
         return _identity.bind(
             leaf,
             jnp.asarray(gradient_min, leaf.dtype),
@@ -80,6 +73,51 @@ def clip_gradient(x: Tree, gradient_min: Arg, gradient_max: Arg) -> Tree:
         )
 
     return jax.tree.map(clip, x)
+
+
+def scale_gradient(x: Tree, scale: Arg) -> Tree:
+    r"""Returns `x` unchanged, multiplying the gradient that flows through it.
+
+    MuZero halves the gradient at the start of every application of its model, and
+    divides that of the losses of `K` unrolled steps by `K`. A negative scale reverses
+    the gradient.
+
+    .. math::
+        y = x, \qquad \frac{\partial L}{\partial x}
+            = \text{scale} \, \frac{\partial L}{\partial y}
+
+    Forward mode multiplies too, so that both modes give the same. What is multiplied
+    can itself be differentiated, as the numbers that it is, by the scale too. A scale
+    of 0 stops the gradient as `stop_gradient_if` does: nothing gets through, not even
+    NaN, whatever the scale would be next to 0.
+
+    Args:
+        x: an array, or a tree of arrays, floating-point of any shape.
+        scale: what to multiply the gradient by, `f[]`, dimensionless.
+
+    Returns:
+        `x`, with the same values and dtypes.
+
+    Raises:
+        ValueError: if `scale` is not a scalar.
+        TypeError: if an array in `x` is not floating-point.
+
+    Example:
+        >>> jax.grad(lambda x: 3.0 * scale_gradient(x, 0.5))(5.0).item()
+        1.5
+
+    References:
+        Schrittwieser et al., `Mastering Atari, Go, Chess and Shogi by Planning with a
+        Learned Model <https://arxiv.org/abs/1911.08265>`_, 2019.
+    """
+    _refuse_vector("scale_gradient", "scale", scale)
+
+    def scaled(leaf: Any) -> Array:
+        leaf = _floating("scale_gradient", leaf)
+        wide = leaf.dtype if leaf.dtype.itemsize > 4 else jnp.float32
+        return _scaled(leaf, jnp.asarray(scale).astype(wide))
+
+    return jax.tree.map(scaled, x)
 
 
 def stop_gradient_if(flag: bool | Array, tree: Tree) -> Tree:
@@ -124,6 +162,36 @@ def td_error(
         2.0
     """
     return stop_gradient_if(stop_target_gradients, target) - prediction
+
+
+def _floating(fn: str, leaf: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise TypeError(
+            f"{fn}: x must be floating-point, got {leaf.dtype}; "
+            "convert it with jnp.asarray(x, jnp.float32)."
+        )
+    return leaf
+
+
+def _refuse_vector(fn: str, name: str, number: Arg) -> None:
+    if jnp.shape(number) != ():
+        raise ValueError(f"{fn}: {name} has shape {jnp.shape(number)}, expected f[].")
+
+
+@jax.custom_jvp
+def _scaled(x: Array, scale: Array) -> Array:
+    return x
+
+
+@_scaled.defjvp
+def _scaled_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Scales the tangent, and leaves the value free of it, as clipping does."""
+    (x, scale), dx = primals, tangents[0]
+    dx = scale * jnp.where(scale == 0, 0, dx).astype(scale.dtype)
+    return x, dx.astype(x.dtype)
 
 
 # Reverse mode transposes what forward mode computes, so an identity that is clipped in

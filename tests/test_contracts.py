@@ -58,6 +58,7 @@ UNCHECKED = {
     "RewardScale": "a type",
     "RunningStatistics": "a type",
     "LagrangePenalty": "a type",
+    "ModelTargets": "a type",
     "MpoOutputs": "a type",
     "TanhGaussianSample": "a type",
     "TxPair": "a type",
@@ -87,6 +88,7 @@ UNCHECKED = {
     "popart": "makes functions",
     "replace_masked": "takes data of any dtype, and broadcasts",
     "sampled_policy_distillation_loss": "takes a distribution",
+    "scale_gradient": "takes any tree, and has checks of its own",
     "softmax": "makes a distribution",
     "squashed_gaussian": "makes a distribution",
     "stop_gradient_if": "takes any tree",
@@ -307,6 +309,7 @@ EXAMPLES = {
     "hl_gauss_encode": {"edges": increasing},
     "hl_gauss_loss": {"edges": increasing},
     "knn_query": {"num_neighbors": as_many("K")},
+    "muzero_targets": {"num_unroll_steps": as_many("K")},
     "munchausen_q_learning": {"min_log_policy": negative},
     "one_hot": {"num_classes": as_many("A")},
     "cispo_loss": BOTH_SIGNS,
@@ -573,11 +576,10 @@ def to_differentiate(case, arguments, **flags):
     """Returns floats, and a function of them that weighs each entry of the result."""
 
     def total(floats):
-        result = case.call(**(arguments | floats), **flags)
+        results = jax.tree.leaves(case.call(**(arguments | floats), **flags))
+        smooth = [x for x in results if x.dtype != jnp.bool_]
         weights = lambda x: jnp.cos(jnp.arange(1, x.size + 1, dtype=x.dtype))
-        return jnp.asarray(
-            sum(jnp.vdot(x, weights(x)) for x in jax.tree.leaves(result))
-        )
+        return jnp.asarray(sum(jnp.vdot(x, weights(x)) for x in smooth))
 
     return {k: arguments[k] for k in case.floats}, total
 

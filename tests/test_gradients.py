@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from rlprims import clip_gradient, stop_gradient_if, td_error
+from rlprims import clip_gradient, scale_gradient, stop_gradient_if, td_error
 
 
 def clipped_by_hand(gradient, low, high):
@@ -232,6 +232,124 @@ class TestClipGradient:
         use(1)
         compilations.clear()
         for i in range(2, 100):
+            use(i)
+        assert not compilations
+
+
+class TestScaleGradient:
+    half = staticmethod(lambda x: scale_gradient(x, 0.5))
+
+    def test_leaves_values_and_dtypes_of_a_tree_alone(self):
+        tree = {"a": jnp.float32([1e-40, jnp.nan]), "b": (jnp.bfloat16(3), None)}
+        out = scale_gradient(x=tree, scale=1 / 3)
+        assert jax.tree.structure(out) == jax.tree.structure(tree)
+        for x, y in zip(*map(jax.tree.leaves, (out, tree)), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+    @pytest.mark.parametrize("scale", [0.5, 1 / 3, 1.0, 7.0, -1.0, 0.0])
+    def test_multiplies_the_gradient_in_both_modes(self, rng, scale):
+        weights, x = rng.normal(size=(2, 4)).astype(np.float32)
+        loss = lambda x: jnp.sum(weights * jnp.sin(scale_gradient(x, scale)))
+        expected = scale * np.float64(weights) * np.cos(np.float64(x))
+        for mode in (jax.grad, jax.jacrev, jax.jacfwd):
+            np.testing.assert_allclose(mode(loss)(x), expected, rtol=1e-6, atol=1e-7)
+
+    def test_powers_of_two_are_exact_at_every_step_of_a_scan(self):
+        def unrolled(x):
+            step = lambda x, _: (3 * self.half(x), None)
+            return jax.lax.scan(step, x, None, length=4)[0]
+
+        for fn in (unrolled, jax.jit(unrolled), jax.checkpoint(unrolled)):
+            assert jax.grad(fn)(1.0) == 1.5**4
+            assert jax.jvp(fn, (1.0,), (1.0,)) == (3**4, 1.5**4)
+
+    def test_scales_may_be_traced_and_mapped(self):
+        scales = jnp.array([0.0, 0.5, -2.0])
+        gradient = jax.grad(lambda x, scale: 3 * scale_gradient(x, scale))
+        assert jax.jit(jax.vmap(gradient, (None, 0)))(1.0, scales).tolist() == [
+            0,
+            1.5,
+            -6,
+        ]
+        values = jax.vmap(scale_gradient, (None, 0))(1.0, scales)
+        assert values.tolist() == [1, 1, 1]
+
+    @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+    @pytest.mark.parametrize("traced", [True, False])
+    def test_a_scale_of_zero_lets_nothing_through(self, bad, traced):
+        def gradient(scale):
+            loss = lambda x: jnp.sum(bad * scale_gradient(x, scale))
+            return jax.grad(loss)(jnp.ones(2)), jax.jvp(
+                lambda x: scale_gradient(x, scale), (1.0,), (bad,)
+            )
+
+        gradient = jax.jit(gradient) if traced else gradient
+        backward, (value, forward) = gradient(0.0)
+        assert backward.tolist() == [0, 0]
+        assert (value, forward) == (1, 0)
+        assert not np.isfinite(gradient(0.5)[0]).any()
+
+    @pytest.mark.parametrize("outer", [jax.jacrev, jax.jacfwd])
+    def test_the_scaled_gradient_has_the_derivative_of_what_it_is(self, outer):
+        """The scaled gradient of x³ is `1.5 x²`, whose derivative is `3 x`."""
+        gradient = jax.grad(lambda x: self.half(x) ** 3)
+        assert outer(gradient)(2.0) == 6
+        assert jax.jit(outer(gradient))(2.0) == 6
+
+    def test_the_scaled_gradient_can_be_differentiated_by_the_scale(self):
+        gradient = jax.grad(lambda x, scale: scale_gradient(x, scale) ** 2)
+        assert jax.grad(gradient, 1)(3.0, 0.25) == 6
+        assert jax.grad(lambda scale: scale_gradient(3.0, scale))(0.25) == 0
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+    def test_keeps_the_dtype_and_rounds_once(self, dtype):
+        weights = jnp.array([3.0, 7.0], dtype)
+        expected = (weights.astype(jnp.float32) * np.float32(1 / 3)).astype(dtype)
+        for scale in (1 / 3, np.float32(1 / 3), jnp.float32(1 / 3)):
+            gradient = gradient_behind(lambda x, s=scale: scale_gradient(x, s), weights)
+            assert gradient.dtype == dtype
+            np.testing.assert_array_equal(gradient, expected)
+        assert gradient_behind(lambda x: scale_gradient(x, 2), weights).dtype == dtype
+
+    def test_keeps_double_precision(self):
+        with jax.enable_x64(True):
+            weights = jnp.ones(1)
+            gradient = gradient_behind(lambda x: scale_gradient(x, 0.1), weights)
+            assert gradient.dtype == np.float64
+            assert gradient.item() == 0.1
+
+    @pytest.mark.parametrize("spec", [PartitionSpec("d"), PartitionSpec()])
+    def test_works_inside_shard_map(self, spec):
+        mesh = jax.make_mesh((1,), ("d",), axis_types=(AxisType.Auto,))
+        gradient = lambda x, scale: jax.grad(
+            lambda x: jnp.sum(3 * scale_gradient(x, scale))
+        )(x)
+        inside = jax.shard_map(
+            gradient, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec
+        )
+        assert jax.jit(inside)(jnp.zeros(2), jnp.float32(0.5)).tolist() == [1.5, 1.5]
+
+    def test_refuses_a_scale_that_is_no_scalar(self):
+        message = r"scale_gradient: scale has shape \(2,\), expected f\[\]"
+        with pytest.raises(ValueError, match=message):
+            scale_gradient(jnp.zeros(2), jnp.zeros(2))
+
+    def test_refuses_what_has_no_gradient(self):
+        message = "scale_gradient: x must be floating-point, got int32"
+        with pytest.raises(TypeError, match=message):
+            scale_gradient({"a": 1.0, "b": jnp.arange(2, dtype=jnp.int32)}, 0.5)
+
+    def test_an_eager_loop_compiles_nothing_new(self, compilations):
+        def use(i):
+            x = jnp.full(3, float(i))
+            scale_gradient(x, float(i))
+            jax.grad(lambda x: jnp.sum(scale_gradient(x, float(i))))(x)
+
+        use(0)
+        use(1)
+        compilations.clear()
+        for i in range(2, 50):
             use(i)
         assert not compilations
 

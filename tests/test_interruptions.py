@@ -73,6 +73,13 @@ def weighed(distributions):
     return distributions @ jnp.cos(jnp.arange(distributions.shape[-1], dtype="f4"))
 
 
+def unrolled(targets):
+    """All targets from each step as one number, in which each of them shows."""
+    value, reward, policy, *masks = targets
+    masks = [mask.astype("f4") for mask in masks]
+    return mixed(map(weighed, (value, reward, weighed(policy), *masks)))
+
+
 ESTIMATORS = {
     "discounted_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t),
     "lambda_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t, s.lambda_t),
@@ -163,6 +170,9 @@ ESTIMATORS = {
     ),
     "watkins_q_lambda": lambda s, f: f(
         s.q_tm1, s.a_tm1, s.r_t, s.discount_t, s.q_t, s.a_t, s.lambda_t, **FLOWS
+    ),
+    "muzero_targets": lambda s, f: unrolled(
+        f(s.v_tm1, s.pi_t, s.r_t, s.discount_t, num_unroll_steps=3, **FLOWS)
     ),
     "upgo_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t, **FLOWS),
     "rewards_to_go": lambda s, f: f(s.r_t, s.discount_t, **FLOWS),
