@@ -5,6 +5,7 @@ number                          what it tells
 ==============================  ======================================================
 `explained_variance`            how well values predict returns: 1 is perfect, 0 no
                                 better than a constant, below 0 worse
+`overestimation_gap`            by how much values exceed the returns that followed
 `clip_fraction`                 how often PPO's ratios leave the trust region
 `action_gap`                    by how much the best action is better than the next
 `policy_churn`                  in how many states an update changed the greedy action
@@ -40,6 +41,7 @@ __all__ = [
     "dormant_ratio",
     "effective_rank",
     "explained_variance",
+    "overestimation_gap",
     "policy_churn",
 ]
 
@@ -190,6 +192,55 @@ def action_gap(
     best, second = pair[..., 0], pair[..., 1]
     alone = (second == -jnp.inf) & ~jnp.isnan(best)
     return jnp.where(alone, 0, best - jnp.where(alone, 0, second))
+
+
+@checked
+def overestimation_gap(
+    q_t: Annotated[Arg, "f[...]"],
+    returns_t: Annotated[Arg, "f[...]"],
+    *,
+    mask_t: Annotated[Arg | None, "b[...]"] = None,
+    axis_name: Hashable | None = None,
+) -> Annotated[Array, "f[]"]:
+    r"""Computes by how much values exceed the returns that followed, on average.
+
+    .. math::
+        \frac1n \sum_t \bigl(q_t(a_t) - G_t\bigr)
+
+    A maximum over noisy values is too high, and values that learn from it drift
+    upwards: the gap then grows although the returns do not. Let the policy that the
+    values are of act, without exploring, and take its whole discounted returns, as of
+    `discounted_returns`: a return that bootstraps has the values' own error. Leave out
+    the steps whose episode was cut before its discounts had faded.
+
+    Args:
+        q_t: values of the actions taken, :math:`q_t(a_t)`, or of states, `f[...]`.
+        returns_t: the returns :math:`G_t` that followed, `f[...]`, in the same units.
+        mask_t: whether each step counts, `b[...]`: the others are as if left out, NaN
+            included. All count if `None`.
+        axis_name: the name of a mapped axis, of `jax.vmap` or `jax.shard_map`, over
+            which the steps are split; `None` if they are not.
+
+    Returns:
+        The gap, `f[]`, in units of return: below 0 where values are too low; 0 of no
+        steps.
+
+    Raises:
+        ValueError: if a shape breaks its contract.
+        TypeError: if an argument has the wrong dtype.
+
+    Example:
+        >>> overestimation_gap(jnp.array([3.0, 5.0]), jnp.array([2.0, 4.0])).item()
+        1.0
+
+    References:
+        van Hasselt, Guez and Silver, `Deep Reinforcement Learning with Double
+        Q-learning <https://arxiv.org/abs/1509.06461>`_, 2015.
+        Fujimoto et al., `Addressing Function Approximation Error in Actor-Critic
+        Methods <https://arxiv.org/abs/1802.09477>`_, 2018.
+    """
+    (gaps,) = keep_where(mask_t, q_t - returns_t)
+    return _mean(gaps, mask_t, axis_name)
 
 
 @checked

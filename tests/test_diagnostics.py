@@ -14,6 +14,7 @@ from rlprims.diagnostics import (
     dormant_ratio,
     effective_rank,
     explained_variance,
+    overestimation_gap,
     policy_churn,
 )
 
@@ -141,6 +142,31 @@ class TestActionGap:
         assert jax.grad(action_gap)(q, mask=mask).tolist() == [0, 1, 0, -1]
         alone = jax.grad(action_gap)(q, mask=jnp.array([1, 0, 0, 0], bool))
         assert alone.tolist() == [0, 0, 0, 0]
+
+
+class TestOverestimationGap:
+    def test_is_the_mean_of_what_values_have_too_much(self, rng):
+        q, returns = in_single(*rng.normal(3, 2, size=(2, 4, 9)))
+        mask = rng.uniform(size=(4, 9)) < 0.7
+        gaps = np.float64(q) - returns
+        np.testing.assert_allclose(overestimation_gap(q, returns), gaps.mean(), 1e-5)
+        spoilt = np.where(mask, q, np.nan)
+        got = overestimation_gap(spoilt, returns, mask_t=mask)
+        np.testing.assert_allclose(got, gaps[mask].mean(), rtol=1e-5)
+
+    def test_is_below_zero_of_values_that_are_too_low(self):
+        assert overestimation_gap(jnp.array([1.0, 2.0]), jnp.array([2.0, 5.0])) == -2
+
+    def test_passes_nan_on_and_is_zero_of_nothing(self):
+        nan = jnp.full(2, jnp.nan)
+        assert np.isnan(overestimation_gap(nan, jnp.zeros(2)))
+        assert overestimation_gap(nan, nan, mask_t=jnp.zeros(2, bool)) == 0
+        assert overestimation_gap(jnp.zeros(0), jnp.zeros(0)) == 0
+
+    def test_padding_has_no_gradient(self):
+        q, mask = jnp.array([1.0, jnp.nan]), jnp.array([True, False])
+        slope = jax.grad(lambda q: overestimation_gap(q, jnp.ones(2), mask_t=mask))(q)
+        assert slope.tolist() == [1, 0]
 
 
 class TestPolicyChurn:
@@ -275,6 +301,7 @@ class TestDevices:
                 [
                     explained_variance(x[..., 1], y[..., 1], **along),
                     clip_fraction(x[..., 1], y[..., 1], **along),
+                    overestimation_gap(x[..., 1], y[..., 1], **along),
                     policy_churn(x, y, **along),
                     dormant_ratio(x, threshold=0.1, **of_inputs),
                 ]
@@ -310,6 +337,7 @@ class TestDevices:
         (lambda: effective_rank(jnp.zeros((2, 2)), delta=2.0), "delta must be in"),
         (lambda: action_gap(jnp.zeros(2), mask=jnp.zeros(3, bool)), "mask has shape"),
         (lambda: explained_variance(jnp.zeros(2), jnp.zeros(1)), "returns has shape"),
+        (lambda: overestimation_gap(jnp.zeros(2), jnp.zeros(3)), "returns_t has"),
         (lambda: policy_churn(jnp.zeros(2), jnp.zeros(3)), "new_q has shape"),
         (lambda: dormant_ratio(jnp.zeros(2), threshold=-1.0), "threshold must be in"),
     ],
