@@ -42,6 +42,7 @@ of it can be had from here too:
 *   `nonlinear_bellman`, `transformed_action_values`: targets and errors of such values.
 *   `auxiliary`: rewards and a loss for tasks of the agent's own.
 *   `sequences`: trajectories cut into pieces, and where episodes end.
+*   `replay`, `transitions`: what a replay buffer draws, and what it stores.
 *   `trees`, `updates`, `collectives`: trees of arrays, target networks, and sums over
     devices.
 *   `curiosity`, `counts`, `intrinsic_rewards`: rewards for what is new, as errors of
@@ -104,6 +105,7 @@ from rlprims.quantile import *
 from rlprims.recurrences import *
 from rlprims.reference_preference import *
 from rlprims.regret_policy_gradients import *
+from rlprims.replay import *
 from rlprims.return_normalization import *
 from rlprims.returns import *
 from rlprims.risk_distortions import *
@@ -122,6 +124,7 @@ from rlprims.tokens import *
 from rlprims.transform_pairs import *
 from rlprims.transformed_action_values import *
 from rlprims.transforms import *
+from rlprims.transitions import *
 from rlprims.trees import *
 from rlprims.two_hot import *
 from rlprims.updates import *

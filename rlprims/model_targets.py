@@ -48,14 +48,13 @@ each target. Let it hold `K + n` steps, as the last returns bootstrap where it e
 
 from typing import Annotated, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import keep_where, lhs_broadcast
 from rlprims.gradients import stop_gradient_if
-from rlprims.recurrences import followed
+from rlprims.recurrences import last_steps
 
 __all__ = ["ModelTargets", "muzero_targets"]
 
@@ -172,14 +171,11 @@ def _unrolled(
     """
     counts = jnp.ones(discount_t.shape, bool) if mask_t is None else mask_t
     order, place = jnp.argsort(~counts, stable=True), jnp.cumsum(counts) - 1
-    goes_on = followed((discount_t != 0).astype(discount_t.dtype), truncation_t, mask_t)
-    size = jnp.asarray(len(order), order.dtype)
-    ends = jnp.where(counts & (goes_on == 0), jnp.arange(len(order)), size)
-    ends = jax.lax.cummin(ends, reverse=True)
+    ends = last_steps(discount_t, truncation_t, mask_t)
     places = place[:, None] + jnp.arange(length + 1)[None]
     within = counts[:, None] & (places <= place[ends][:, None])
     after = counts[:, None] & ~within & (discount_t[ends] == 0)[:, None]
-    return order[jnp.clip(places, 0, size - 1)], within, after
+    return order[jnp.clip(places, 0, len(order) - 1)], within, after
 
 
 def _delayed(x: Array) -> Array:

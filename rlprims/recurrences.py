@@ -116,6 +116,20 @@ def followed(
     return uncut(weight_t, truncation_t, mask_t).at[-1:].set(0)
 
 
+def last_steps(
+    discount_t: Array, truncation_t: Array | None, mask_t: Array | None
+) -> Array:
+    """Returns the step that the episode of each step ends with: a number in `[0, T)`.
+
+    It terminates there, or is cut, or the trajectory ends. Padding after the last step
+    that counts gives `T`.
+    """
+    goes_on = followed((discount_t != 0).astype(discount_t.dtype), truncation_t, mask_t)
+    is_last = goes_on == 0 if mask_t is None else mask_t & (goes_on == 0)
+    steps, size = jnp.arange(len(discount_t)), len(discount_t)
+    return jax.lax.cummin(jnp.where(is_last, steps, size), reverse=True)
+
+
 def next_counted(x_t: Array, mask_t: Array | None) -> Array:
     """Returns what each step is followed by, padding passed over; 0 at the end."""
     inputs, decays = passing_over(mask_t, x_t, jnp.zeros_like(x_t))

@@ -52,6 +52,7 @@ UNCHECKED = {
     "KNNQueryResult": "a type",
     "QuantileLevels": "a type",
     "MinMaxStatistics": "a type",
+    "NStepTransitions": "a type",
     "PopArtOutput": "a type",
     "PopArtState": "a type",
     "ReturnRange": "a type",
@@ -90,6 +91,7 @@ UNCHECKED = {
     "sampled_policy_distillation_loss": "takes a distribution",
     "scale_gradient": "takes any tree, and has checks of its own",
     "softmax": "makes a distribution",
+    "split_burn_in": "takes any tree, and has checks of its own",
     "squashed_gaussian": "makes a distribution",
     "stop_gradient_if": "takes any tree",
     "transform_values": "makes an estimator",
@@ -272,6 +274,7 @@ def pair(_):
 
 # Arguments that cannot be just anything: what makes a random example a proper one.
 EXAMPLES = {
+    "actor_epsilons": {"num_actors": plenty},
     "exponential_advantage_weights": {"adv_t": of_both_signs},
     "binary_advantage_weights": {"adv_t": of_both_signs},
     "adaptive_kl_coefficient": {"tolerance": above_one, "factor": above_one},

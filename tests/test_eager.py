@@ -121,6 +121,7 @@ OF_TREES = {
     "conditional_update": lambda i, fn: fn(TREES[i], TREES[0], FLAGS[i]),
     "periodic_update": lambda i, fn: fn(TREES[i], TREES[0], i, jnp.array(i + 1)),
     "extract_subsequences": lambda i, fn: fn(IMAGES, jnp.full((2, 1), i), 2, i + 1),
+    "split_burn_in": lambda i, fn: fn({"a": IMAGES + i}, 2),
     "AllSum": lambda i, fn: fn()(TREES[i]["a"]),
 }
 

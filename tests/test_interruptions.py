@@ -80,6 +80,12 @@ def unrolled(targets):
     return mixed(map(weighed, (value, reward, weighed(policy), *masks)))
 
 
+def bootstrapped(folded, v_t):
+    """Transitions over several steps as the returns that they lead to."""
+    reached = jnp.where(folded.discount_t == 0, 0, v_t[folded.last_t])
+    return folded.r_t + folded.discount_t * reached
+
+
 ESTIMATORS = {
     "discounted_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t),
     "lambda_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t, s.lambda_t),
@@ -175,6 +181,7 @@ ESTIMATORS = {
         f(s.v_tm1, s.pi_t, s.r_t, s.discount_t, num_unroll_steps=3, **FLOWS)
     ),
     "upgo_returns": lambda s, f: f(s.r_t, s.discount_t, s.v_t, **FLOWS),
+    "n_step_transitions": lambda s, f: bootstrapped(f(s.r_t, s.discount_t, 2), s.v_t),
     "rewards_to_go": lambda s, f: f(s.r_t, s.discount_t, **FLOWS),
     "soft_lambda_returns": lambda s, f: f(
         s.r_t, s.discount_t, s.v_t, s.c_t, s.lambda_t, temperature=0.5, **FLOWS
