@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlprims.arrays import keep_where
+from rlprims.arrays import greatest, keep_where
 
 
 def known(
@@ -33,7 +33,7 @@ def totals(values: Array, ids: Array | None) -> Array:
 def highest(values: Array, ids: Array | None) -> Array:
     """Returns the largest of each segment, as `totals` does."""
     if ids is None:
-        return jnp.max(values, axis=-1, keepdims=True, initial=-jnp.inf)
+        return greatest(values, initial=-jnp.inf, keepdims=True)
     return _by_segment(jax.ops.segment_max, values, ids)
 
 

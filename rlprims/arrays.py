@@ -234,7 +234,24 @@ def replace_masked(data: Arg, replacement: Arg | None, mask: Arg) -> Array:
 def best_value(q: Array, discount: Array, mask: Array | None) -> Array:
     """Returns the maximum over legal actions, finite where the discount is zero."""
     legal = q if mask is None else jnp.where(mask, q, -jnp.inf)
-    return jnp.max(contain_nonfinite(legal, discount[..., None]), axis=-1)
+    return greatest(contain_nonfinite(legal, discount[..., None]))
+
+
+def greatest(
+    x: Array,
+    axis: int = -1,
+    *,
+    where: Array | None = None,
+    initial: float | None = None,
+    keepdims: bool = False,
+) -> Array:
+    """Returns the maximum along an axis, NaN if there is one.
+
+    That of XLA loses NaN in large arrays on CPUs.
+    """
+    top = jnp.max(x, axis, where=where, initial=initial, keepdims=keepdims)
+    unknown = jnp.any(jnp.isnan(x), axis, where=where, keepdims=keepdims)
+    return jnp.where(unknown, jnp.nan, top)
 
 
 def root(x: Array) -> Array:

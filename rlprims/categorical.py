@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import batched_index, weighted
+from rlprims.arrays import batched_index, greatest, weighted
 
 __all__ = [
     "categorical_cross_entropy",
@@ -240,7 +240,7 @@ def best_action(values: Array, mask: Array | None) -> Array:
     none is known to be best.
     """
     values = jnp.where(which_legal(values, mask), values, -jnp.inf)
-    exists = jnp.max(values, axis=-1) > -jnp.inf
+    exists = greatest(values) > -jnp.inf
     return jnp.where(exists, jnp.argmax(values, axis=-1), -1)
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import batched_index, contain_nonfinite, keep_where
+from rlprims.arrays import batched_index, contain_nonfinite, greatest, keep_where
 from rlprims.categorical import best_action, categorical_cross_entropy
 from rlprims.gradients import stop_gradient_if
 from rlprims.returns import n_step_bootstrapped_returns
@@ -391,7 +391,7 @@ _row = jax.vmap(batched_index, in_axes=(-1, None))
 
 def _means(atoms: Array, logits: Array) -> Array:
     """Returns action values: `-inf` where the logits say that it is not legal."""
-    legal, finite = jnp.max(logits, axis=-1) != -jnp.inf, jnp.isfinite(atoms)
+    legal, finite = greatest(logits) != -jnp.inf, jnp.isfinite(atoms)
     columns = jnp.stack(
         [jnp.where(finite, atoms, 0), (~finite).astype(atoms.dtype)], -1
     )
@@ -403,7 +403,7 @@ def _target(
     r_t: Array, discount_t: Array, atoms_t: Array, logits_t: Array, atoms: Array
 ) -> Array:
     """Returns probabilities of `atoms`: of the reward alone if the discount is 0."""
-    undefined = ~jnp.isfinite(jnp.max(logits_t))
+    undefined = ~jnp.isfinite(greatest(logits_t))
     logits_t = jnp.where(undefined & (discount_t == 0), 0, logits_t)
     probs_t = jax.nn.softmax(logits_t)
     atoms_t = contain_nonfinite(atoms_t, discount_t * probs_t)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, bounded, checked_as
-from rlprims.arrays import batched_index, contain_nonfinite
+from rlprims.arrays import batched_index, contain_nonfinite, greatest
 from rlprims.categorical import (
     categorical_kl_divergence,
     draw,
@@ -314,7 +314,7 @@ def _epsilon_greedy_kl(
 def _epsilon_greedy(preferences: Array, epsilon: Array, mask: Array | None) -> Array:
     """Returns probabilities: zero of what is not legal, NaN if nothing is."""
     legal = which_legal(preferences, mask)
-    best = jnp.max(preferences, axis=-1, keepdims=True, where=legal, initial=-jnp.inf)
+    best = greatest(preferences, where=legal, initial=-jnp.inf, keepdims=True)
     choose = functools.partial(_uniform, dtype=preferences.dtype)
     follow = contain_nonfinite(choose(legal & (preferences == best)), 1 - epsilon)
     return epsilon * choose(legal) + (1 - epsilon) * follow

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import guarded, root, weighted
+from rlprims.arrays import greatest, guarded, root, weighted
 from rlprims.categorical import which_legal
 from rlprims.gradients import td_error
 
@@ -165,7 +165,7 @@ def maxmin_value(
     """
     least = minimum_of(q)
     legal = jnp.where(which_legal(least, mask), least, -jnp.inf)
-    return guarded(lambda values: jnp.max(values, axis=-1), legal)
+    return guarded(greatest, legal)
 
 
 @checked
@@ -219,7 +219,7 @@ def random_subset_minimum(
 def minimum_of(values: Array) -> Array:
     """Returns the least of each ensemble, with no gradient where it is not finite."""
     members_last = jnp.moveaxis(values, 0, -1)
-    return guarded(lambda values: jnp.min(values, axis=-1), members_last)
+    return guarded(lambda values: -greatest(-values), members_last)
 
 
 def _standard_deviation(values: Array) -> Array:

@@ -26,7 +26,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import batched_index, contain_nonfinite, keep_where, weighted
+from rlprims.arrays import (
+    batched_index,
+    contain_nonfinite,
+    greatest,
+    keep_where,
+    weighted,
+)
 from rlprims.categorical import masked_log_softmax, weighted_sum, which_legal
 from rlprims.gradients import stop_gradient_if, td_error
 from rlprims.losses import Reduction, l2_loss, reduced
@@ -270,7 +276,7 @@ def policy_gradient_loss(
 def log_policy(logits: Array, mask: Array | None, counts: Array | bool) -> Array:
     """Returns log-probabilities, finite in steps that do not count and define none."""
     legal = which_legal(logits, mask)
-    best = jnp.max(logits, axis=-1, where=legal, initial=-jnp.inf)
+    best = greatest(logits, where=legal, initial=-jnp.inf)
     needed = counts | jnp.isfinite(best)
     (logits,) = keep_where(needed, logits)
     return masked_log_softmax(logits, legal | ~needed[..., None])

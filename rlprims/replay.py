@@ -24,7 +24,7 @@ from jax import Array
 from jax.lax import stop_gradient
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import keep_where
+from rlprims.arrays import greatest, keep_where
 from rlprims.importance_weights import exponential_weights
 from rlprims.losses import Reduction, reduced
 
@@ -316,7 +316,7 @@ def prioritized_importance_weights(
     drawn = probabilities != 0
     probabilities = jnp.where(drawn, probabilities, 2)  # which is never the least
     if reference_probability is None:
-        reference_probability = jnp.min(probabilities, initial=2)
+        reference_probability = -greatest(-probabilities.ravel(), initial=-2.0)
     ratios = reference_probability / probabilities
     return jnp.where(drawn, ratios**importance_exponent, 0)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import keep_where, lhs_broadcast, root
+from rlprims.arrays import greatest, keep_where, lhs_broadcast, root
 from rlprims.collectives import AllSum, maximum_over
 from rlprims.moving_averages import merged
 
@@ -329,7 +329,7 @@ def largest(x: Array, mask: Array | None, axis_name: Hashable | None) -> Array:
     """Returns the maximum over the first axis and all devices, or minus infinity."""
     if mask is not None:
         x = jnp.where(lhs_broadcast(mask, x), x, -jnp.inf)
-    return maximum_over(axis_name, jnp.max(x, axis=0, initial=-jnp.inf))
+    return maximum_over(axis_name, greatest(x, axis=0, initial=-jnp.inf))
 
 
 def merged_statistics(

@@ -19,7 +19,13 @@ from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
 from rlprims.action_value_traces import q_lambda
-from rlprims.arrays import batched_index, contain_nonfinite, keep_where, weighted
+from rlprims.arrays import (
+    batched_index,
+    contain_nonfinite,
+    greatest,
+    keep_where,
+    weighted,
+)
 from rlprims.categorical import which_legal
 from rlprims.recurrences import followed, next_counted
 from rlprims.returns import lambda_returns
@@ -72,7 +78,7 @@ def watkins_lambda(
         section 12.10.
     """
     legal = which_legal(q_t, mask)
-    best = jnp.max(jnp.where(legal, q_t, -jnp.inf), axis=-1, keepdims=True)
+    best = greatest(jnp.where(legal, q_t, -jnp.inf), keepdims=True)
     greedy = jnp.where(legal & (q_t == best), 1, jnp.zeros_like(q_t))
     return batched_index(greedy, a_t) * lambda_
 

@@ -26,7 +26,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlprims._checks import Arg, Flag, checked
-from rlprims.arrays import batched_index, best_value, contain_nonfinite, weighted
+from rlprims.arrays import (
+    batched_index,
+    best_value,
+    contain_nonfinite,
+    greatest,
+    weighted,
+)
 from rlprims.categorical import masked_log_softmax, which_legal
 from rlprims.gradients import td_error
 
@@ -299,7 +305,7 @@ def _soft_best(
     legal = q if mask is None else jnp.where(mask, q, -jnp.inf)
     legal = contain_nonfinite(legal, discount)
     log_probs = masked_log_softmax(legal, None, temperature)
-    return jnp.max(legal, axis=-1) - temperature * jnp.max(log_probs, axis=-1)
+    return greatest(legal) - temperature * jnp.max(log_probs, axis=-1)
 
 
 def _mellow_best(x: Array, legal: Array, omega: Array) -> Array:
@@ -310,7 +316,7 @@ def _mellow_best(x: Array, legal: Array, omega: Array) -> Array:
     """
     share = jnp.where(legal, 1, 0) / jnp.maximum(jnp.sum(legal, -1, keepdims=True), 1)
     mean = lambda x: jnp.sum(x * share.astype(x.dtype), axis=-1)
-    best = jnp.max(x, axis=-1, where=legal, initial=-jnp.inf)
+    best = greatest(x, where=legal, initial=-jnp.inf)
     best = jnp.where(legal.any(axis=-1), best, 0)
     gaps = jnp.where(legal, x - best[..., None], 0)
     flat = -omega * jnp.min(gaps, axis=-1) < jnp.sqrt(jnp.finfo(x.dtype).eps)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rlprims
 from rlprims import (
     batched_index,
     contain_nonfinite,
@@ -14,7 +15,7 @@ from rlprims import (
     one_hot,
     replace_masked,
 )
-from rlprims.arrays import keep_where
+from rlprims.arrays import greatest, keep_where
 
 LEADS = [(), (3,), (2, 3), (0,)]
 
@@ -297,3 +298,38 @@ class TestKeepWhere:
         x, y = jnp.array([2.0, jnp.inf]), jnp.array([3.0, jnp.nan])
         grads = jax.grad(fn, argnums=(0, 1))(x, y)
         assert [g.tolist() for g in grads] == [[3, 0], [2, 0]]
+
+
+SIZE = 5000  # where the maximum of XLA, on a CPU, has lost NaN
+LOST = np.float32([[0, np.nan]] * SIZE)
+ZEROS, ONES, FIRST = np.zeros(SIZE, "f4"), np.ones(SIZE, "f4"), np.zeros(SIZE, int)
+MAXIMA = {
+    "greatest": lambda: greatest(LOST),
+    "greatest of some": lambda: greatest(LOST, where=LOST != 0, initial=-np.inf),
+    "greedy": lambda: rlprims.greedy().probs(LOST)[:, 0],
+    "epsilon_greedy": lambda: rlprims.epsilon_greedy(0.5).probs(LOST)[:, 0],
+    "mellowmax": lambda: rlprims.mellowmax(LOST, omega=1.0),
+    "maxmin_value": lambda: rlprims.maxmin_value(np.stack([LOST, LOST])),
+    "q_learning": lambda: jax.vmap(rlprims.q_learning)(LOST, FIRST, ONES, ONES, LOST),
+    "clipped_double_q_learning": lambda: rlprims.clipped_double_q_learning(
+        np.stack([ZEROS, ZEROS]), ONES, ONES, LOST.T
+    ),
+}
+
+
+class TestGreatest:
+    def test_is_the_maximum_along_an_axis(self, rng):
+        x = rng.normal(size=(4, 5, 6)).astype(np.float32)
+        some = rng.random(size=x.shape) < 0.5
+        for axis in (0, 1, -1):
+            np.testing.assert_array_equal(greatest(x, axis), x.max(axis))
+            got = greatest(x, axis, where=some, initial=-np.inf, keepdims=True)
+            expected = x.max(axis, where=some, initial=-np.inf, keepdims=True)
+            np.testing.assert_array_equal(got, expected)
+
+    @pytest.mark.parametrize("name", MAXIMA)
+    def test_nan_is_not_lost_in_a_large_array(self, name):
+        assert np.isnan(MAXIMA[name]()).all()
+
+    def test_nan_that_does_not_count_is_none(self):
+        assert (greatest(LOST, where=LOST == 0, initial=-np.inf) == 0).all()
