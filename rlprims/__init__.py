@@ -36,6 +36,7 @@ of it can be had from here too:
 *   `model_targets`: what a learned model should predict.
 *   `policy_targets`: actions and weights to learn a policy from.
 *   `exploration`: noise on actions and on priors.
+*   `planning`, `gumbel_planning`: where a tree search looks, and the policy it finds.
 *   `embeddings`: what goes into a network beside the observation.
 *   `losses`: of one prediction against one target.
 *   `transforms`, `transform_pairs`, `two_hot`: values on a friendlier scale.
@@ -79,6 +80,7 @@ from rlprims.exploration import *
 from rlprims.gaussians import *
 from rlprims.gradients import *
 from rlprims.group_advantages import *
+from rlprims.gumbel_planning import *
 from rlprims.histogram_losses import *
 from rlprims.implicit_quantiles import *
 from rlprims.importance_weights import *
@@ -98,6 +100,7 @@ from rlprims.normalization import *
 from rlprims.off_policy import *
 from rlprims.off_policy_action_values import *
 from rlprims.offline import *
+from rlprims.planning import *
 from rlprims.policy_gradients import *
 from rlprims.policy_targets import *
 from rlprims.preference import *

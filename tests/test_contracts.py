@@ -217,6 +217,11 @@ def absolute(_):
     return jnp.abs
 
 
+def as_often(x):
+    """Visits of actions that are all considered."""
+    return np.zeros_like(x)
+
+
 def negative(x):
     """The start of a range that ends above zero."""
     return -x
@@ -284,6 +289,7 @@ EXAMPLES = {
     "simple_policy_optimization_loss": {"adv_t": of_both_signs},
     "standardize_advantages_by_group": {"num_groups": all_groups},
     "embed_oar": {"num_actions": as_many("A")},
+    "gumbel_action_scores": {"visit_counts": as_often},
     "categorical_double_q_learning": {"q_atoms_tm1": increasing, "r_t": small},
     "categorical_l2_project": {"z_q": increasing},
     "categorical_n_step_targets": {"atoms_tm1": increasing, "r_t": small},
@@ -346,6 +352,7 @@ EXAMPLES = {
     "tanh_gaussian_sample_and_log_prob": BOUNDS | {"maximum": far_above},
     "unsquash_action": BOUNDS,
     "sample_quantile_levels": {"num_levels": as_many("N")},
+    "sequential_halving_visits": {"num_simulations": as_many("N")},
     "transform_from_2hot": {"min_value": negative, "num_bins": as_many("K")},
     "transform_to_2hot": {"min_value": negative, "num_bins": as_many("K")},
     "transform_to_2hot_nonlinear": {"bins": increasing},
