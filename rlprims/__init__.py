@@ -35,8 +35,10 @@ of it can be had from here too:
 *   `gaussians`, `squashing`: policies over continuous actions, and their bounds.
 *   `model_targets`: what a learned model should predict.
 *   `policy_targets`: actions and weights to learn a policy from.
-*   `exploration`: noise on actions and on priors.
 *   `planning`, `gumbel_planning`: where a tree search looks, and the policy it finds.
+*   `exploration`, `temporally_extended`: noise on actions, priors and parameters, and
+    random actions that last.
+*   `bandits`: choices among arms by how little is known of them.
 *   `embeddings`: what goes into a network beside the observation.
 *   `losses`: of one prediction against one target.
 *   `transforms`, `transform_pairs`, `two_hot`: values on a friendlier scale.
@@ -63,6 +65,7 @@ from rlprims.advantage_weights import *
 from rlprims.advantages import *
 from rlprims.arrays import *
 from rlprims.auxiliary import *
+from rlprims.bandits import *
 from rlprims.best_of_k import *
 from rlprims.categorical import *
 from rlprims.collectives import *
@@ -122,6 +125,7 @@ from rlprims.squashing import *
 from rlprims.standardization import *
 from rlprims.state_values import *
 from rlprims.surrogates import *
+from rlprims.temporally_extended import *
 from rlprims.token_losses import *
 from rlprims.tokens import *
 from rlprims.transform_pairs import *

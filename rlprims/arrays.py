@@ -256,7 +256,8 @@ def greatest(
 
 def root(x: Array) -> Array:
     """Returns the square root, whose derivative at zero is taken to be zero."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), x)
+    zero = jax.lax.stop_gradient(x)
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), zero)
 
 
 def keep_where(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:

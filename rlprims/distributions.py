@@ -273,28 +273,28 @@ def _clipped_entropy(
 def _epsilon_greedy_sample(
     key: Key, preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "i[...]"]:
-    return draw(key, _log(_epsilon_greedy(preferences, epsilon, mask)))
+    return draw(key, _log(epsilon_greedy_probs(preferences, epsilon, mask)))
 
 
 @checked_as("epsilon_greedy.probs")
 def _epsilon_greedy_probs(
     preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...,A]"]:
-    return _epsilon_greedy(preferences, epsilon, mask)
+    return epsilon_greedy_probs(preferences, epsilon, mask)
 
 
 @checked_as("epsilon_greedy.logprob")
 def _epsilon_greedy_logprob(
     sample: Actions, preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
-    return batched_index(_log(_epsilon_greedy(preferences, epsilon, mask)), sample)
+    return batched_index(_log(epsilon_greedy_probs(preferences, epsilon, mask)), sample)
 
 
 @checked_as("epsilon_greedy.entropy")
 def _epsilon_greedy_entropy(
     preferences: Numbers, epsilon: Epsilon, *, mask: Mask = None
 ) -> Annotated[Array, "f[...]"]:
-    probs = _epsilon_greedy(preferences, epsilon, mask)
+    probs = epsilon_greedy_probs(preferences, epsilon, mask)
     return weighted_sum(-_log(probs), probs)
 
 
@@ -306,12 +306,14 @@ def _epsilon_greedy_kl(
     *,
     mask: Mask = None,
 ) -> Annotated[Array, "f[...]"]:
-    p = _epsilon_greedy(p_preferences, epsilon, mask)
-    q = _epsilon_greedy(q_preferences, epsilon, mask)
+    p = epsilon_greedy_probs(p_preferences, epsilon, mask)
+    q = epsilon_greedy_probs(q_preferences, epsilon, mask)
     return weighted_sum(_log(p) - _log(q), p)
 
 
-def _epsilon_greedy(preferences: Array, epsilon: Array, mask: Array | None) -> Array:
+def epsilon_greedy_probs(
+    preferences: Array, epsilon: Array, mask: Array | None
+) -> Array:
     """Returns probabilities: zero of what is not legal, NaN if nothing is."""
     legal = which_legal(preferences, mask)
     best = greatest(preferences, where=legal, initial=-jnp.inf, keepdims=True)

@@ -10,8 +10,10 @@ import pytest
 
 from rlprims import (
     add_dirichlet_noise,
+    add_factorized_noise,
     add_gaussian_noise,
     add_ornstein_uhlenbeck_noise,
+    colored_noise,
     ornstein_uhlenbeck_noise,
 )
 
@@ -277,3 +279,164 @@ class TestDirichlet:
     def test_a_mask_of_another_size_is_refused(self):
         with pytest.raises(ValueError, match=r"mask has shape \(1,\), expected b\["):
             add_dirichlet_noise(KEY, jnp.ones(2) / 2, 0.3, 0.25, mask=jnp.array([True]))
+
+
+def shares_by_hand(length, exponent):
+    """Of the variance, by frequency: the constant part has that of the lowest."""
+    powers = [max(min(k, length - k), 1) ** -exponent for k in range(length)]
+    return np.array(powers) / sum(powers)
+
+
+def colored_by_hand(white, exponent):
+    """White noise taken apart into waves, which are weighed and added up."""
+    length = len(white)
+    waves = np.exp(2j * np.pi * np.outer(np.arange(length), np.arange(length)) / length)
+    gains = np.sqrt(length * shares_by_hand(length, exponent))
+    return (waves @ (gains * (waves.conj() @ white)) / length).real
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def many_colored(exponent, num_steps):
+    """Sequences of one component, from as many keys."""
+    draw = lambda key: colored_noise(key, 1.0, num_steps, exponent=exponent)
+    return jax.vmap(draw)(KEYS)
+
+
+class TestColored:
+    @KEY_MAKERS
+    def test_is_white_noise_whose_waves_are_weighed(self, make_key):
+        lengths, exponents = (1, 2, 3, 7, 8), [1.0, 2.0, -0.5]
+        stddev, key = jnp.array([1.0, 0.5, 2.0]), make_key(5)
+
+        @jax.jit
+        def draw(key, exponent):
+            return [
+                colored_noise(key, stddev, n, exponent=exponent) for n in lengths
+            ] + [colored_noise(key, stddev, 8)]
+
+        *noises, pink = draw(key, jnp.array(exponents))
+        for length, noise in zip(lengths, noises, strict=True):
+            white = np.asarray(jax.random.normal(key, (length, 3)))
+            waves = map(colored_by_hand, white.T, exponents)
+            expected = np.transpose([*waves]) * np.asarray(stddev)
+            same(noise, expected, rtol=1e-4, atol=1e-5)
+        same(pink[:, 0], noises[-1][:, 0])  # which is the default
+
+    @pytest.mark.parametrize("num_steps", [7, 8])
+    def test_with_an_exponent_of_zero_it_is_white(self, num_steps):
+        noise = colored_noise(KEY, jnp.ones((2, 3)), num_steps, exponent=0.0)
+        same(noise, jax.random.normal(KEY, (num_steps, 2, 3)), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("num_steps", [9, 10])
+    def test_varies_by_one_at_each_step_and_together_as_its_spectrum_says(
+        self, num_steps
+    ):
+        """As `colorednoise` does not, which leaves the constant part out."""
+        steps = np.arange(num_steps)
+        phases = 2 * np.pi * np.multiply.outer(steps, steps[:, None] - steps)
+        for exponent in (0.0, 1.0, 2.0):
+            noise = np.asarray(many_colored(exponent, num_steps), np.float64)
+            shares = shares_by_hand(num_steps, exponent)
+            together = np.tensordot(shares, np.cos(phases / num_steps), 1)
+            same(np.diag(together), np.ones(num_steps))
+            error = 4 * math.sqrt(2 / len(KEYS))
+            same(noise.T @ noise / len(KEYS), together, rtol=0, atol=error)
+
+    def test_is_normal_at_each_step(self):
+        noise = np.asarray(many_colored(1.0, 10), np.float64)
+        assert_moments(noise, 0, 1)
+        assert (abs((noise**3).mean(axis=0)) < 4 * math.sqrt(15 / len(KEYS))).all()
+        same((noise**4).mean(axis=0), np.full(10, 3), rtol=0.1)
+
+    @pytest.mark.parametrize("exponent", [1.0, 2.0])
+    def test_power_falls_by_the_exponent(self, exponent):
+        """Of the frequencies of 500 sequences, on doubly logarithmic paper."""
+        noise = colored_noise(KEY, jnp.ones(500), 256, exponent=exponent)
+        power = np.mean(np.abs(np.fft.rfft(noise, axis=0)) ** 2, axis=1)
+        slope = np.polyfit(np.log(np.arange(1, 129)), np.log(power[1:]), 1)[0]
+        assert abs(slope + exponent) < 0.02
+        same(power[0], power[1], rtol=0.3)
+
+    def test_components_are_independent(self):
+        noise = colored_noise(KEY, jnp.ones(2000), 8, exponent=2.0)
+        left, right = np.split(np.asarray(noise), 2, axis=1)
+        assert abs(np.mean(left * right, axis=1)).max() < 4 / math.sqrt(1000)
+
+    def test_exponents_may_be_traced_and_mapped(self):
+        exponents = jnp.array([0.0, 1.0, 2.0])
+        draw = lambda exponent: colored_noise(KEY, 1.0, 6, exponent=exponent)
+        for noise, exponent in zip(jax.vmap(draw)(exponents), exponents, strict=True):
+            same(noise, draw(exponent), rtol=1e-5)
+
+    @pytest.mark.parametrize("exponent", [-90.0, 90.0])
+    def test_extreme_exponents_leave_one_wave_and_finite_slopes(self, exponent):
+        with jax.debug_nans(True):
+            noise, slope = jax.jvp(
+                lambda exponent: colored_noise(KEY, 1.0, 8, exponent=exponent),
+                (exponent,),
+                (1.0,),
+            )
+        waves = np.abs(np.fft.rfft(noise))
+        assert np.isfinite(slope).all()
+        kept = (waves > 1e-3 * waves.max()).nonzero()[0]
+        assert kept.tolist() == ([0, 1] if exponent > 0 else [4])
+
+    @pytest.mark.parametrize("num_steps", [0, -1])
+    def test_a_sequence_of_no_steps_is_refused(self, num_steps):
+        text = f"colored_noise: num_steps must be at least 1: {num_steps}"
+        with pytest.raises(ValueError, match=text):
+            colored_noise(KEY, jnp.ones(2), num_steps)
+
+
+def signed_root(x):
+    return math.copysign(math.sqrt(abs(x)), x)
+
+
+class TestFactorized:
+    @KEY_MAKERS
+    def test_noise_of_a_weight_is_that_of_its_input_times_that_of_its_output(
+        self, rng, make_key
+    ):
+        kernel, kernel_stddev = rng.normal(size=(2, 3, 2)).astype(np.float32)
+        bias, bias_stddev = rng.normal(size=(2, 2)).astype(np.float32)
+        draws = jax.random.normal(make_key(5), (5,), np.float32)
+        noise = [signed_root(x) for x in draws.tolist()]
+        of_inputs, of_outputs = noise[:3], noise[3:]
+        noisy_kernel, noisy_bias = add_factorized_noise(
+            make_key(5), kernel, bias, kernel_stddev, bias_stddev
+        )
+        for j, of_output in enumerate(of_outputs):
+            same(noisy_bias[j], bias[j] + bias_stddev[j] * of_output, rtol=1e-5)
+            for i, of_input in enumerate(of_inputs):
+                expected = kernel[i, j] + kernel_stddev[i, j] * of_input * of_output
+                same(noisy_kernel[i, j], expected, rtol=1e-5)
+
+    def test_has_the_moments_of_its_definition(self):
+        """Those of a product of two, and of one: the mean of |x| is sqrt(2 / pi)."""
+        zeros, ones = (jnp.zeros((3, 2)), jnp.zeros(2)), (jnp.ones((3, 2)), jnp.ones(2))
+        noises = jax.vmap(lambda key: add_factorized_noise(key, *zeros, *ones))(KEYS)
+        for noise, variance in zip(
+            noises, (2 / math.pi, math.sqrt(2 / math.pi)), strict=True
+        ):
+            assert_moments(noise, 0, math.sqrt(variance))
+
+    def test_gradients_reach_all_four_parameters(self):
+        zeros, ones = (jnp.zeros((3, 2)), jnp.zeros(2)), (jnp.ones((3, 2)), jnp.ones(2))
+        total = lambda *parameters: sum(
+            x.sum() for x in add_factorized_noise(KEY, *parameters)
+        )
+        *means, d_kernel_stddev, d_bias_stddev = jax.grad(total, (0, 1, 2, 3))(
+            *zeros, *ones
+        )
+        for slopes in means:
+            assert (slopes == 1).all()
+        noise = add_factorized_noise(KEY, *zeros, *ones)
+        same(d_kernel_stddev, noise[0])
+        same(d_bias_stddev, noise[1])
+
+    def test_a_kernel_the_other_way_round_is_refused(self):
+        text = r"add_factorized_noise: bias has shape \(3,\), expected f\[N\]"
+        with pytest.raises(ValueError, match=text):
+            add_factorized_noise(
+                KEY, jnp.ones((3, 2)), jnp.ones(3), jnp.ones((3, 2)), jnp.ones(3)
+            )

@@ -25,16 +25,16 @@ LAYERS = [
         "kl_coefficients memory risk_distortions sequences transforms",
         "_segments categorical counts embeddings importance_weights losses "
         "moving_averages recurrences squashing standardization trees two_hot",
-        "action_values actor_critic advantages best_of_k conservative curiosity "
-        "distributions ensembles exploration group_advantages histogram_losses "
-        "kl_estimators lagrange model_targets normalization off_policy planning "
-        "policy_targets preference regret_policy_gradients replay returns "
-        "running_statistics soft_action_values surrogates tokens transform_pairs "
-        "updates v_trace",
+        "action_values actor_critic advantages bandits best_of_k conservative "
+        "curiosity distributions ensembles exploration group_advantages "
+        "histogram_losses kl_estimators lagrange model_targets normalization "
+        "off_policy planning policy_targets preference regret_policy_gradients replay "
+        "returns running_statistics soft_action_values surrogates tokens "
+        "transform_pairs updates v_trace",
         "action_value_traces advantage_weights diagnostics distributional "
         "gumbel_planning intrinsic_rewards mpo nonlinear_bellman offline "
         "policy_gradients quantile reference_preference return_normalization "
-        "soft_actor_critic state_values token_losses transitions",
+        "soft_actor_critic state_values temporally_extended token_losses transitions",
         "auxiliary control discrete_soft_actor_critic implicit_quantiles muesli "
         "off_policy_action_values selective_returns sequence_losses "
         "transformed_action_values vmpo",
