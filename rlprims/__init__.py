@@ -46,6 +46,7 @@ of it can be had from here too:
 *   `auxiliary`: rewards and a loss for tasks of the agent's own.
 *   `sequences`: trajectories cut into pieces, and where episodes end.
 *   `replay`, `transitions`: what a replay buffer draws, and what it stores.
+*   `sampling`, `sum_trees`: draws by weight, and from a replay memory by priority.
 *   `trees`, `updates`, `collectives`: trees of arrays, target networks, and sums over
     devices.
 *   `curiosity`, `counts`, `intrinsic_rewards`: rewards for what is new, as errors of
@@ -116,6 +117,7 @@ from rlprims.return_normalization import *
 from rlprims.returns import *
 from rlprims.risk_distortions import *
 from rlprims.running_statistics import *
+from rlprims.sampling import *
 from rlprims.selective_returns import *
 from rlprims.sequence_losses import *
 from rlprims.sequences import *
@@ -124,6 +126,7 @@ from rlprims.soft_actor_critic import *
 from rlprims.squashing import *
 from rlprims.standardization import *
 from rlprims.state_values import *
+from rlprims.sum_trees import *
 from rlprims.surrogates import *
 from rlprims.temporally_extended import *
 from rlprims.token_losses import *

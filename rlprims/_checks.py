@@ -139,6 +139,8 @@ class _Checked:
         self.contracts = self.inputs | ({"return": result} if result else {})
         self.intervals = {k: c.interval for k, c in self.inputs.items() if c.interval}
         self.running = [k for k, c in self.inputs.items() if c.running]
+        kept = self.running + _running_fields(hints.get("return"))
+        self.kept = {GetAttrKey(k.split(".")[-1]) for k in kept}
         self.ints = [k for k in parameters if hints.get(k) is int]
         self.choices = {
             k: typing.get_args(hints[k])
@@ -254,10 +256,9 @@ class _Checked:
                 for name in floats
             }
             output = self.fn(**self.closed(given | arrays | cast))
-            running = {GetAttrKey(k.split(".")[-1]) for k in self.running}
             return jax.tree.map_with_path(
                 lambda path, x: (
-                    x if running & {*path} else _restore(x, compute, result)
+                    x if self.kept & {*path} else _restore(x, compute, result)
                 ),
                 output,
             )
@@ -350,6 +351,12 @@ def _record(hint: Any) -> Any:
 def _fields(name: str, record: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(record, include_extras=True)
     return {f"{name}.{k}": hints[k] for k in record._fields}
+
+
+def _running_fields(hint: Any) -> list[str]:
+    """Returns the fields that are statistics, if `hint` is a named tuple of them."""
+    fields = _fields("", record) if (record := _record(hint)) else {}
+    return [k for k, x in fields.items() if (c := Contract.of(x)) and c.running]
 
 
 def _is_new_key(array: Array) -> bool:

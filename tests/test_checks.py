@@ -351,8 +351,19 @@ def tally(
     return x - state.last, Tally(state.total + jnp.sum(x), x)
 
 
+@checked
+def begun(x: Annotated[Arg, "f[A]"]) -> Tally:
+    """Starts a running total."""
+    return Tally(jnp.sum(x), x)
+
+
 class TestRunningStatistics:
     """They stay wide beside narrow data, and leave it narrow."""
+
+    def test_are_of_32_bits_where_a_state_is_made(self):
+        state = begun(jnp.full(2, 65504, jnp.float16))
+        assert (state.total, state.total.dtype) == (131008, np.float32)
+        assert state.last.dtype == np.float16
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
     @pytest.mark.parametrize("total", [2048.0, np.float32(2048), jnp.bfloat16(2048)])

@@ -18,13 +18,13 @@ import rlprims
 LAYERS = [
     layer.split()
     for layer in (
-        "_contracts",
+        "_contracts _strata",
         "_hints",
         "_checks",
         "_constraints arrays collectives gaussians gradients joint_actions "
-        "kl_coefficients memory risk_distortions sequences transforms",
+        "kl_coefficients memory risk_distortions sequences sum_trees transforms",
         "_segments categorical counts embeddings importance_weights losses "
-        "moving_averages recurrences squashing standardization trees two_hot",
+        "moving_averages recurrences sampling squashing standardization trees two_hot",
         "action_values actor_critic advantages bandits best_of_k conservative "
         "curiosity distributions ensembles exploration group_advantages "
         "histogram_losses kl_estimators lagrange model_targets normalization "
