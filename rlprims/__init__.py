@@ -32,8 +32,10 @@ of it can be had from here too:
     improve it by them.
 *   `preference`, `reference_preference`: losses from which answer was preferred.
 *   `categorical`, `distributions`: policies over a finite number of actions.
-*   `gaussians`, `squashing`: policies over continuous actions, and their bounds.
-*   `model_targets`: what a learned model should predict.
+*   `gaussians`, `squashing`: policies over continuous actions, and their bounds;
+    `beta_policies`, `truncated_normals`: more of those within bounds.
+*   `model_targets`, `world_models`: what a learned model should predict, latent states,
+    and learning from what is imagined.
 *   `policy_targets`: actions and weights to learn a policy from.
 *   `planning`, `gumbel_planning`: where a tree search looks, and the policy it finds.
 *   `exploration`, `temporally_extended`: noise on actions, priors and parameters, and
@@ -68,6 +70,7 @@ from rlprims.arrays import *
 from rlprims.auxiliary import *
 from rlprims.bandits import *
 from rlprims.best_of_k import *
+from rlprims.beta_policies import *
 from rlprims.categorical import *
 from rlprims.collectives import *
 from rlprims.conservative import *
@@ -136,9 +139,11 @@ from rlprims.transformed_action_values import *
 from rlprims.transforms import *
 from rlprims.transitions import *
 from rlprims.trees import *
+from rlprims.truncated_normals import *
 from rlprims.two_hot import *
 from rlprims.updates import *
 from rlprims.v_trace import *
 from rlprims.vmpo import *
+from rlprims.world_models import *
 
 __version__ = "0.1.0"

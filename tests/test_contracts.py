@@ -42,6 +42,7 @@ CHECKED = {
 # Public callables without contracts, and why.
 UNCHECKED = {
     "ContinuousDistribution": "a type",
+    "BoundedSample": "a type",
     "AllSum": "takes any shape and dtype, and has checks of its own",
     "DiscreteDistribution": "a type",
     "Distribution": "a type",
@@ -117,6 +118,11 @@ UNCHECKED = {
 NO_SOURCE = {
     **dict.fromkeys(("categorical_sample", "one_hot"), "a definition"),
     **dict.fromkeys(("explained_variance", "policy_churn"), "a definition"),
+    **dict.fromkeys(("beta_entropy", "beta_kl_divergence"), "mathematics"),
+    **dict.fromkeys(("beta_log_prob", "beta_sample_and_log_prob"), "mathematics"),
+    "truncated_normal_entropy": "mathematics",
+    "truncated_normal_log_prob": "mathematics",
+    "truncated_normal_sample_and_log_prob": "mathematics",
     "fix_step_type_on_interruptions": "a definition",
     "sample_start_indices": "a definition",
     **dict.fromkeys(("l2_loss", "likelihood", "log_loss"), "a definition"),
@@ -133,7 +139,12 @@ ZERO_UNLESS_STOPPED = {
     "qpg_loss": "a mean minus itself",
 }
 # Functions that draw what a derivative holds at its quantile, not at its key, and why.
-DERIVED_AT_A_QUANTILE = {"add_dirichlet_noise": "a gamma variate in its concentration"}
+DERIVED_AT_A_QUANTILE = {
+    "add_dirichlet_noise": "a gamma variate in its concentration",
+    "beta_sample_and_log_prob": "two gamma variates in their concentrations",
+}
+# Functions with a slope that is not that of their values, and why.
+STRAIGHT_THROUGH = {"straight_through_sample": "a choice, with that of its probability"}
 # Functions that a Python number and an array of it serve differently, and why.
 PARTICULAR = {"sample_start_indices": "an array may be traced, and draws otherwise"}
 # The size that an array of bins has at least, and the images of cells that fill them;
@@ -143,7 +154,10 @@ CELL = 2
 DROPPED = 2
 FEWEST = {"K": 2, "M": 10, "H": CELL, "W": CELL, "Y": 1, "X": 1}
 # Functions whose flag has no gradient to stop, and why.
-NOTHING_TO_STOP = {"get_top_k_weights": "what is chosen has none anyway"}
+NOTHING_TO_STOP = {
+    "balanced_kl_loss": "what one term holds constant, the other does not",
+    "get_top_k_weights": "what is chosen has none anyway",
+}
 # Functions of which not every result depends on every argument, and why.
 SEPARATE_RESULTS = {
     "episodic_memory_intrinsic_rewards": "rewards, and a state",
@@ -357,6 +371,13 @@ EXAMPLES = {
     "continuous_target_entropy": BOUNDS,
     "tanh_gaussian_log_prob": BOUNDS | {"maximum": far_above},
     "tanh_gaussian_sample_and_log_prob": BOUNDS | {"maximum": far_above},
+    "balanced_kl_loss": {"free_nats": small},
+    "beta_entropy": BOUNDS | {"maximum": far_above},
+    "beta_log_prob": BOUNDS,
+    "beta_sample_and_log_prob": BOUNDS,
+    "truncated_normal_entropy": BOUNDS,
+    "truncated_normal_log_prob": BOUNDS,
+    "truncated_normal_sample_and_log_prob": BOUNDS,
     "unsquash_action": BOUNDS,
     "sample_indices": {"num_samples": as_many("B")},
     "sample_points": {"num_samples": as_many("B")},
@@ -732,12 +753,12 @@ def test_devices_and_scans_are_loops(case, rng, mapped):
     assert_equal(result, expected, **IN_ANOTHER_ORDER)
 
 
-def is_derived_at_its_key(case):
-    return case.name not in DERIVED_AT_A_QUANTILE
+def has_the_slope_of_its_values(case):
+    return case.name not in DERIVED_AT_A_QUANTILE | STRAIGHT_THROUGH
 
 
 @pytest.mark.slow
-@over(180, gives_floats, is_plain, is_derived_at_its_key)
+@over(180, gives_floats, is_plain, has_the_slope_of_its_values)
 def test_gradients_are_those_of_finite_differences(case, rng):
     """Along a random direction, backwards and forwards, where nothing is stopped."""
     with jax.enable_x64(True):
@@ -1050,7 +1071,7 @@ def test_no_exception_has_outlived_its_reason():
     )
     names = set().union(*tables)
     assert names <= PUBLIC.keys() & CHECKED.keys()
-    assert DERIVED_AT_A_QUANTILE.keys() <= CHECKED.keys()
+    assert DERIVED_AT_A_QUANTILE.keys() | STRAIGHT_THROUGH.keys() <= CHECKED.keys()
     for name, makers in EXAMPLES.items():
         assert makers.keys() <= inspect.signature(CHECKED[name]).parameters.keys()
 

@@ -30,14 +30,14 @@ LAYERS = [
         "histogram_losses kl_estimators lagrange model_targets normalization "
         "off_policy planning policy_targets preference regret_policy_gradients replay "
         "returns running_statistics soft_action_values surrogates tokens "
-        "transform_pairs updates v_trace",
-        "action_value_traces advantage_weights diagnostics distributional "
-        "gumbel_planning intrinsic_rewards mpo nonlinear_bellman offline "
-        "policy_gradients quantile reference_preference return_normalization "
+        "transform_pairs updates v_trace world_models",
+        "action_value_traces advantage_weights beta_policies diagnostics "
+        "distributional gumbel_planning intrinsic_rewards mpo nonlinear_bellman "
+        "offline policy_gradients quantile reference_preference return_normalization "
         "soft_actor_critic state_values temporally_extended token_losses transitions",
         "auxiliary control discrete_soft_actor_critic implicit_quantiles muesli "
         "off_policy_action_values selective_returns sequence_losses "
-        "transformed_action_values vmpo",
+        "transformed_action_values truncated_normals vmpo",
         "__init__",
     )
 ]
