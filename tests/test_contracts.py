@@ -666,6 +666,7 @@ def test_promotes_mixed_dtypes(case, rng):
         assert {x.dtype for x in abstract(case, arguments)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 @over(180, gives_floats, keeps_no_statistics, is_full)
 def test_half_precision_rounds_only_the_result(case, rng):
     half = case.arguments(rng, jnp.bfloat16)
@@ -717,6 +718,7 @@ def test_no_float_is_fixed_while_tracing(case):
     assert float not in itertools.chain(plain, *map(typing.get_args, plain))
 
 
+@pytest.mark.slow
 @over(200, is_full)
 def test_vmap_is_a_loop(case, rng):
     """Over the leading axis, and over the next where there is one."""
@@ -815,6 +817,7 @@ def small_sizes(case):
     yield from [[letter] for letter in letters] + [letters] * (len(letters) > 1)
 
 
+@pytest.mark.slow
 @over(130, lambda case: any(small_sizes(case)), is_full)
 def test_sizes_of_one_are_fine(case, rng):
     sizes = [SIZES | dict.fromkeys(letters, 1) for letters in small_sizes(case)]
