@@ -5,13 +5,14 @@ None of these functions changes a value. `stop_gradient_if` blocks the gradient,
 multiplies it.
 """
 
+import functools
+import importlib
 import numbers
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from rlprims._checks import Arg
@@ -66,7 +67,7 @@ def clip_gradient(x: Tree, gradient_min: Arg, gradient_max: Arg) -> Tree:
 
     def clip(leaf: Any) -> Array:
         leaf = _floating("clip_gradient", leaf)
-        return _identity.bind(
+        return _identity().bind(
             leaf,
             jnp.asarray(gradient_min, leaf.dtype),
             jnp.asarray(gradient_max, leaf.dtype),
@@ -198,16 +199,23 @@ def _scaled_jvp(
 # one and not in the other must be an operation of its own: `jax.custom_jvp` cannot say
 # how to transpose, and `jax.custom_vjp` has no forward mode. Where values flow it is
 # the identity of its first argument; where tangents flow its transpose clips.
-_identity = Primitive("clip_gradient")
-_identity.def_impl(lambda x, low, high: x)
-_identity.def_abstract_eval(lambda x, low, high: x)
-mlir.register_lowering(_identity, lambda context, x, low, high: [x])
+@functools.cache
+def _identity() -> Any:
+    core = importlib.import_module("jax.extend.core")  # slow, and seldom wanted
+    identity = core.Primitive("clip_gradient")
+    identity.def_impl(lambda x, low, high: x)
+    identity.def_abstract_eval(lambda x, low, high: x)
+    mlir.register_lowering(identity, lambda context, x, low, high: [x])
+    ad.primitive_jvps[identity] = _jvp
+    ad.primitive_transposes[identity] = _transpose
+    batching.primitive_batchers[identity] = _batch
+    return identity
 
 
 def _jvp(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Any]:
     """Marks the tangent for its transpose, and leaves the value free of the mark."""
     (x, low, high), dx = primals, tangents[0]
-    return x, dx if isinstance(dx, ad.Zero) else _identity.bind(dx, low, high)
+    return x, dx if isinstance(dx, ad.Zero) else _identity().bind(dx, low, high)
 
 
 def _transpose(cotangent: Any, x: Any, low: Array, high: Array) -> tuple[Any, ...]:
@@ -229,9 +237,4 @@ def _batch(args: tuple[Array, ...], axes: tuple[int | None, ...]) -> tuple[Array
         for arg, axis in zip(args, axes, strict=True)
     )
     low, high = (b.reshape(b.shape + (1,) * (x.ndim - b.ndim)) for b in (low, high))
-    return _identity.bind(x, low, high), 0
-
-
-ad.primitive_jvps[_identity] = _jvp
-ad.primitive_transposes[_identity] = _transpose
-batching.primitive_batchers[_identity] = _batch
+    return _identity().bind(x, low, high), 0

@@ -12,6 +12,7 @@ integrals of the density relative to its greatest value, so that none of it roun
 zero however far outside `mu` is. Bounds that leave no room between them give NaN.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Annotated
@@ -186,7 +187,6 @@ def truncated_normal_sample_and_log_prob(
 
 # Integrals of a normal density from its greatest value within bounds, where it is one
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 _REACH = 80.0  # twice the logarithm of what is too small to count
 
 
@@ -216,8 +216,14 @@ def _integral(
         x = z * (slope + z / 2)
         return part * weight(x) * jnp.exp(-x)
 
-    nodes, parts = (jnp.asarray(x, slope.dtype) for x in (_NODES, _WEIGHTS))
+    nodes, parts = (jnp.asarray(x, slope.dtype) for x in _rule())
     return reach / 2 * jnp.sum(jax.vmap(term)((1 + nodes) / 2, parts), axis=0)
+
+
+@functools.cache
+def _rule() -> tuple[np.ndarray, np.ndarray]:
+    """Returns nodes in `[-1, 1]` and their weights: those of Gauss and Legendre."""
+    return np.polynomial.legendre.leggauss(32)
 
 
 def _reach(slope: Array) -> Array:
