@@ -84,6 +84,18 @@ class AllSum:
         return total.astype(dtype) if half else total
 
 
+def gathered(axis_name: Hashable | None, x: Array) -> Array:
+    """Returns `x` of all along `axis_name`, on a first axis; the same for each.
+
+    Unlike `jax.lax.all_gather`, `jax.shard_map` knows that it is the same.
+    """
+    if axis_name is None:
+        return x[None]
+    name = AllSum(axis_name).axis_name  # refused if it is none
+    empty = jnp.zeros((jax.lax.axis_size(name), *x.shape), x.dtype)
+    return jax.lax.psum(empty.at[jax.lax.axis_index(name)].set(x), name)
+
+
 def maximum_over(axis_name: Hashable | None, x: Array) -> Array:
     """Returns the largest `x` along `axis_name`, held constant if it has a name."""
     if axis_name is None:

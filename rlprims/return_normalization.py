@@ -27,6 +27,7 @@ from jax import Array
 
 from rlprims._checks import Arg, checked
 from rlprims.arrays import keep_where, root, weighted
+from rlprims.collectives import gathered
 from rlprims.moving_averages import merged
 from rlprims.running_statistics import (
     RunningStatistics,
@@ -90,6 +91,7 @@ def update_return_range(
     low: Annotated[Arg, "f[]", "[0, 1]"] = 0.05,
     high: Annotated[Arg, "f[]", "[0, 1]"] = 0.95,
     mask_t: Annotated[Arg | None, "b[...]"] = None,
+    axis_name: Hashable | None = None,
 ) -> ReturnRange:
     r"""Moves the average range of returns towards that of a batch.
 
@@ -106,12 +108,14 @@ def update_return_range(
     Args:
         state: the average of the batches before.
         returns: returns :math:`R`, such as λ-returns, `f[...]`, in units of reward.
-            Those of a batch that is split over devices must be gathered first.
         decay: the weight of a batch relative to the next, `f[]`, in `[0, 1)`.
         low: where the range starts, `f[]`, a share of the returns, in `[0, 1]`.
         high: where it ends, `f[]`, a share of the returns, in `[0, 1]`.
         mask_t: whether each return counts, `b[...]`: the others are as if left out, NaN
             included. All count if `None`. If none does, the state stays.
+        axis_name: the name of a mapped axis, of `jax.vmap` or `jax.shard_map`, over
+            which the returns are split; `None` if they are not. They are gathered, so
+            that the percentiles are those of all, exactly.
 
     Returns:
         The next range, `f[]`, and the next sum of weights, `f[]`.
@@ -130,7 +134,7 @@ def update_return_range(
         Hafner et al., `Mastering Diverse Domains through World Models
         <https://arxiv.org/abs/2301.04104>`_, 2023.
     """
-    (start, end), number = _percentiles(returns, (low, high), mask_t)
+    (start, end), number = _percentiles(returns, (low, high), mask_t, axis_name)
     kept = jnp.where(number > 0, decay, 1)
     weight = 1 - kept * (1 - state.weight)
     step = (1 - kept) / jnp.where(weight == 0, 1, weight)
@@ -304,11 +308,14 @@ def scale_rewards(
 
 
 def _percentiles(
-    x: Array, shares: tuple[Array, ...], mask: Array | None
+    x: Array,
+    shares: tuple[Array, ...],
+    mask: Array | None,
+    axis_name: Hashable | None,
 ) -> tuple[Array, Array]:
     """Returns percentiles of what counts, and how many that are; zeros of nothing."""
-    (x,) = keep_where(mask, x)
-    counts = jnp.ones(x.shape, bool) if mask is None else mask
+    x, one = keep_where(mask, x, jnp.ones_like(x))
+    x, counts = gathered(axis_name, x), gathered(axis_name, one) > 0
     number = jnp.sum(counts)
     # What does not count comes last, and so does one more that is always there.
     last = jnp.where(number > 0, jnp.inf, 0).astype(x.dtype)

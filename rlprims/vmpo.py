@@ -37,7 +37,7 @@ from rlprims._constraints import (
     refuse_what_is_no_function,
 )
 from rlprims.arrays import contain_nonfinite, keep_where, weighted
-from rlprims.collectives import AllSum
+from rlprims.collectives import AllSum, gathered
 from rlprims.gradients import stop_gradient_if
 from rlprims.importance_weights import exponential_weights
 from rlprims.lagrange import POSITIVE, AxisName, Projection, penalties
@@ -336,8 +336,8 @@ def _top(values: Array, valid: Array, fraction: Array, axis_name: AxisName) -> A
     slack = 1 + 4 * jnp.finfo(fraction.dtype).eps
     k = jnp.minimum(jnp.floor(fraction * count * slack), count)
     k = jnp.maximum(k, 1).astype(jnp.int32)
-    pool = keys if axis_name is None else jax.lax.all_gather(keys, axis_name)
-    return valid & (keys >= _kth_largest(jnp.ravel(pool), k))
+    pool = jnp.ravel(gathered(axis_name, keys))
+    return valid & (keys >= _kth_largest(pool, k))
 
 
 def _in_order(values: Array) -> Array:

@@ -228,6 +228,21 @@ class TestScaleRewards:
         np.testing.assert_allclose(got[1], state[1:], rtol=1e-5)
 
 
+def test_range_is_that_of_all_devices(rng):
+    returns = rng.normal(size=(4, 7)).astype(np.float32)
+    mask = rng.random((4, 7)) < 0.7
+    mask[1] = False  # nothing counts on one device
+    over = functools.partial(update_return_range, START, axis_name="d")
+    mapped = jax.vmap(lambda x, mask_t: over(x, mask_t=mask_t).range, axis_name="d")
+    expected = update_return_range(START, returns, mask_t=mask).range
+    np.testing.assert_array_equal(mapped(returns, mask), [expected] * 4)
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    split, same = PartitionSpec("d"), PartitionSpec()
+    sharded = jax.shard_map(over, mesh=mesh, in_specs=split, out_specs=same)
+    expected = update_return_range(START, returns)
+    np.testing.assert_array_equal(jax.jit(sharded)(returns), expected)
+
+
 def test_scale_is_that_of_all_devices(rng):
     *inputs, mask = example(rng)
     over = functools.partial(return_based_scale, axis_name="d")
