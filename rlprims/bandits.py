@@ -8,8 +8,8 @@ be optimistic where little is known.
 Where rewards change with time, old ones mislead. `RecentPulls` remembers the last ones
 alone, `update_recent_pulls` adds one, and `recent_means_and_counts` gives what
 `ucb_scores` takes: together they are sliding-window UCB. Agent57 has such a bandit
-choose between its policies, and pulls a random arm with a small probability, which is
-`epsilon_greedy` over the scores. One step of it is::
+choose between its policies, and at times pulls a random arm, which is `epsilon_greedy`
+over the scores. One step of such a bandit is::
 
     scores = ucb_scores(*recent_means_and_counts(pulls, num_arms), exploration=1.0)
     arm = epsilon_greedy(0.5).sample(key, scores)
@@ -194,7 +194,7 @@ def recent_means_and_counts(
         Bandit Problems <https://arxiv.org/abs/0805.3415>`_, 2008.
 
         Puigdomènech Badia et al., `Agent57: Outperforming the Atari Human Benchmark
-        <https://arxiv.org/abs/2003.13350>`_, 2020, whose meta-controller it is.
+        <https://arxiv.org/abs/2003.13350>`_, 2020, for a bandit over policies.
     """
     if num_arms < 0:
         raise ValueError(

@@ -216,7 +216,8 @@ def beta_sample_and_log_prob(
     The log-probability is that of `beta_log_prob`, computed from the draw before it is
     rounded, so that it is right even of an action that rounds to a bound. Gradients
     flow through the draw to both concentrations: those of :math:`g` and :math:`h` at
-    quantiles that stay what they are.
+    quantiles that stay what they are. In single precision they are too small where a
+    concentration is below about 0.1, as JAX's derivative of such draws is.
 
     Args:
         key: a random key, `k[]`; one is enough for any number of actions.

@@ -125,7 +125,7 @@ def visit_count_policy(
     it is uniform over the legal actions, as it is wherever all have as many.
 
     Visits are compared as ratios and raised to the power as logarithms, so that no
-    count is too large and no temperature too small.
+    power overflows or vanishes.
 
     Args:
         visit_counts: visits :math:`n` of each action, `i[...,A]`, not negative.

@@ -24,7 +24,7 @@ from jax import Array
 from jax.lax import stop_gradient
 
 from rlprims._checks import Arg, checked
-from rlprims.arrays import greatest, keep_where
+from rlprims.arrays import greatest, keep_where, weighted
 from rlprims.importance_weights import exponential_weights
 from rlprims.losses import Reduction, reduced
 
@@ -188,7 +188,8 @@ def sequence_priorities(
     count = len(sizes) if mask_t is None else jnp.sum(mask_t, dtype=sizes.dtype)
     mean = jnp.sum(sizes) / jnp.maximum(count, 1)
     largest = jnp.max(sizes, initial=0)
-    return max_priority_weight * largest + (1 - max_priority_weight) * mean
+    eta = max_priority_weight
+    return weighted(largest, eta) + weighted(mean, 1 - eta)
 
 
 # Probabilities and weights

@@ -282,7 +282,10 @@ def draw(name: str, key: Array, tree: SumTree, count: int, method: Method) -> Ar
     """Draws indices for the function of that name; -1 if none can be drawn."""
     total = tree.total
     cell, fraction, cells = draw_cells(name, key, count, method, total.dtype)
-    indices = _descend(tree, cell * (total / cells), fraction * (total / cells))
+    # Tiny sums are scaled, exactly, so that parts of them do not vanish.
+    scale = jnp.where(total < 2.0**-60, 2.0**60, jnp.ones_like(total))
+    width = scale * total / cells
+    indices = _descend(tree, cell * width, fraction * width, scale)
     return jnp.where((total > 0) & (total < jnp.inf), indices, -1)
 
 
@@ -317,8 +320,10 @@ def _children(tree: SumTree, nodes: Array) -> tuple[Array, Array]:
     return held(2 * nodes), held(2 * nodes + 1)
 
 
-def _descend(tree: SumTree, start: Array, offset: Array) -> Array:
-    """Returns the index that `start + offset` falls on.
+def _descend(
+    tree: SumTree, start: Array, offset: Array, scale: Array | float = 1.0
+) -> Array:
+    """Returns the index that `start + offset` falls on, of sums times `scale`.
 
     The two are kept apart, as their sum would lose the end of the offset. The way down
     leads through positive sums alone.
@@ -328,7 +333,7 @@ def _descend(tree: SumTree, start: Array, offset: Array) -> Array:
     def step(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         nodes, start, offset = state
         left, right = _children(tree, nodes)
-        gap = left - start
+        gap = scale * left - start
         turn = (right > 0) & (offset >= gap)  # where `right` is zero, `left` is not
         down = nodes < size
         nodes = jnp.where(down, 2 * nodes + turn.astype(int), nodes)

@@ -221,7 +221,7 @@ def hindsight_goal_indices(
         discount_t: discounts at times `1..T`, `f[T]`, dimensionless; 0 on termination,
             which is all that is looked at.
         relabel_probability: how likely a step is to get a new goal, `f[]|f[T]`,
-            dimensionless, in `[0, 1]`.
+            dimensionless, in `[0, 1]`. Of a traced number out of range, all goals stay.
         strategy: `"future"`, `"final"` or `"episode"`.
         truncation_t: whether a time limit cut the episode after each step, `b[T]`.
             None was cut if `None`.

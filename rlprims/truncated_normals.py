@@ -200,9 +200,20 @@ def _sides(
     scale, low, high = each(sigma, mu), each(minimum, mu), each(maximum, mu)
     scale = jnp.where(low < high, scale, jnp.nan)
     near = jnp.clip(mu, low, high)
-    below = jnp.maximum(mu - high, 0) / scale, (near - low) / scale
-    above = jnp.maximum(low - mu, 0) / scale, (high - near) / scale
-    return scale, (below, above)
+    distances = (
+        near - low,
+        high - near,
+        jnp.maximum(mu - high, 0),
+        jnp.maximum(low - mu, 0),
+    )
+    to_low, to_high, below, above = (_in_units(x, scale) for x in distances)
+    return scale, ((below, to_low), (above, to_high))
+
+
+def _in_units(distance: Array, scale: Array) -> Array:
+    """Divides, with no gradient where a bound is infinitely far."""
+    finite = jnp.isfinite(distance)
+    return jnp.where(finite, jnp.where(finite, distance, 0) / scale, distance)
 
 
 def _integral(

@@ -138,14 +138,17 @@ def rainbow(p, h, target_logits_t, atoms, batch, beta):
 
 
 def iql(p, h, target_critics, batch):
-    """Kostrikov et al. 2021, eqs 5 to 7, with two critics; their policy is Gaussian."""
+    """Kostrikov et al. 2021, eqs 5 to 7, with two critics and a Gaussian policy.
+
+    The limit on weights is that of popular code.
+    """
     losses = []
     for obs_tm1, a_tm1, r_t, discount_t, obs_t in zip(*batch, strict=True):
         least = min(critic(target_critics, obs_tm1, a_tm1, i) for i in range(2))
         error = least - np.tanh(obs_tm1 @ p["values"])
         target = r_t + discount_t * np.tanh(obs_t @ h["values"])
         errors = [target - critic(p["critics"], obs_tm1, a_tm1, i) for i in range(2)]
-        weight = min(np.exp(3 * (least - np.tanh(obs_tm1 @ h["values"]))), 20)
+        weight = min(np.exp(3 * (least - np.tanh(obs_tm1 @ h["values"]))), 100)
         noise = (a_tm1 - obs_tm1 @ p["policy"]) / np.exp(p["log_sigma"])
         log_prob = np.sum(-(noise**2) / 2 - p["log_sigma"] - np.log(2 * np.pi) / 2)
         losses.append(

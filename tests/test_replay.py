@@ -143,6 +143,11 @@ class TestSequencePriorities:
         got = sequence_priorities(np.float32(td_errors), max_priority_weight=eta)
         same(got, expected)
 
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    def test_an_infinite_error_has_an_infinite_priority(self, eta):
+        td_errors = jnp.array([1.0, -INF])
+        assert sequence_priorities(td_errors, max_priority_weight=eta) == INF
+
     def test_the_largest_counts_for_nine_tenths_as_in_the_paper(self):
         same(sequence_priorities(jnp.array([1.0, -3.0])), 0.9 * 3 + 0.1 * 2)
 

@@ -124,6 +124,32 @@ class TestLogProb:
             slope = (ends[0] - ends[1]) / (2e-4 * sigma)
             same(to_sigma, [slope], rtol=1e-3, atol=1e-5)
 
+    def test_one_bound_may_be_infinite(self):
+        """Of a half line, the mass is that below the mean, seen from the other end."""
+
+        def expected(x, mu, sigma):
+            norm = jax.scipy.stats.norm
+            return (norm.logpdf(x, mu, sigma) - norm.logcdf(mu / sigma)).sum()
+
+        def got(x, mu, sigma):
+            bounds = {"minimum": 0.0, "maximum": jnp.inf}
+            return truncated_normal_log_prob(x, mu, sigma, **bounds)
+
+        args = jnp.float32([0.5]), jnp.float32([0.25]), jnp.float32([1.5])
+        pairs = (
+            jax.value_and_grad(fn, argnums=(0, 1, 2))(*args) for fn in (got, expected)
+        )
+        jax.tree.map(lambda x, y: same(x, y, rtol=1e-4), *pairs)
+        measures = (
+            truncated_normal_entropy,
+            lambda *args, **bounds: truncated_normal_sample_and_log_prob(
+                jax.random.key(0), *args, **bounds
+            ).action.sum(),
+        )
+        for fn in measures:
+            of = lambda sigma, fn=fn: fn(args[1], sigma, minimum=0.0, maximum=jnp.inf)
+            same(jax.grad(of)(1.5), (of(1.51) - of(1.49)) / 0.02, rtol=1e-2)
+
     def test_gradients_are_finite_however_far_the_mean_is(self):
         mu = np.float32([[-1e30], [1e10], [-1e4], [0]])
         x = np.float32([[-1], [1], [1], [1]])
