@@ -676,6 +676,7 @@ def test_half_precision_rounds_only_the_result(case, rng):
     jax.tree.map(np.testing.assert_array_equal, case.call(**half), rounded)
 
 
+@pytest.mark.slow
 @over(200, is_full, lambda case: case.name not in PARTICULAR)
 def test_takes_numpy_and_jax_arrays_and_python_numbers_alike(case, rng):
     with jax.enable_x64(False):  # else a result of Python numbers alone is wider
@@ -786,6 +787,7 @@ def test_gradients_are_those_of_finite_differences(case, rng):
     np.testing.assert_allclose(around, backward, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 @over(95, has_a_stop, is_full)
 def test_the_flag_stops_gradients_and_nothing_else(case, rng):
     [flag] = STOPS.intersection(case.flags)
