@@ -28,11 +28,16 @@ def rng():
 
 
 @pytest.fixture
-def rlax():
-    """The peer, an extra, which promotes dtypes and ranks as JAX does by default."""
-    peer = pytest.importorskip("rlax")
+def ordinary_promotion():
+    """For peers: dtypes and ranks are promoted as JAX does by default."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield peer
+        yield
+
+
+@pytest.fixture
+def rlax(ordinary_promotion):
+    """The peer, an extra."""
+    return pytest.importorskip("rlax")
 
 
 @pytest.fixture(autouse=True)

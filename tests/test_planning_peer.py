@@ -26,15 +26,12 @@ from rlprims.planning import (
 
 mctx = pytest.importorskip("mctx")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("ordinary_promotion"),
+]
 ROOT = mctx.Tree.ROOT_INDEX
 MCTX_SETTINGS = {"c_scale": 0.1, "rescale": True}
-
-
-@pytest.fixture(autouse=True)
-def ordinary_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def tree_of(logits, v, q, visits):

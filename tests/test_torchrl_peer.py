@@ -39,19 +39,13 @@ values = pytest.importorskip("torchrl.objectives.value.functional")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.usefixtures("quick_to_compile"),
+    pytest.mark.usefixtures("ordinary_promotion", "quick_to_compile"),
 ]
 
 STEPS, BATCH, ACTIONS, ATOMS, CRITICS = 7, 6, 3, 5, 3
 GAMMA, LAMBDA, ALPHA = 0.9, 0.8, 0.3
 KEY = jax.random.key(0)
 BOUND = 0.3  # how much likelier an action may become
-
-
-@pytest.fixture(autouse=True)
-def ordinary_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 class Case(NamedTuple):
