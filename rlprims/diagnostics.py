@@ -239,8 +239,7 @@ def overestimation_gap(
         Fujimoto et al., `Addressing Function Approximation Error in Actor-Critic
         Methods <https://arxiv.org/abs/1802.09477>`_, 2018.
     """
-    (gaps,) = keep_where(mask_t, q_t - returns_t)
-    return _mean(gaps, mask_t, axis_name)
+    return _mean(q_t - returns_t, mask_t, axis_name)
 
 
 @checked

@@ -54,7 +54,7 @@ from jax import Array
 from rlprims._checks import Arg, Flag, checked
 from rlprims.arrays import keep_where, lhs_broadcast
 from rlprims.gradients import stop_gradient_if
-from rlprims.recurrences import last_steps
+from rlprims.recurrences import last_steps, numbered
 
 __all__ = ["ModelTargets", "muzero_targets"]
 
@@ -167,10 +167,9 @@ def _unrolled(
     """Returns which step each unroll step is at, and whether there is such a step.
 
     The last result is whether the episode has terminated before. Steps are numbered
-    by how many count before them, so that those that do not are passed over.
+    among those that count, so that the others are passed over.
     """
-    counts = jnp.ones(discount_t.shape, bool) if mask_t is None else mask_t
-    order, place = jnp.argsort(~counts, stable=True), jnp.cumsum(counts) - 1
+    counts, place, order = numbered(mask_t, len(discount_t))
     ends = last_steps(discount_t, truncation_t, mask_t)
     places = place[:, None] + jnp.arange(length + 1)[None]
     within = counts[:, None] & (places <= place[ends][:, None])

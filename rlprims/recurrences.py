@@ -130,6 +130,16 @@ def last_steps(
     return jax.lax.cummin(jnp.where(is_last, steps, size), reverse=True)
 
 
+def numbered(mask_t: Array | None, size: int) -> tuple[Array, Array, Array]:
+    """Returns which steps count, and two ways between steps and their numbers.
+
+    Those that count are numbered `0, 1, …`: the second result is the number of each
+    step, or of the one before it that counts, and the third is the step of each number.
+    """
+    counts = jnp.ones(size, bool) if mask_t is None else mask_t
+    return counts, jnp.cumsum(counts) - 1, jnp.argsort(~counts, stable=True)
+
+
 def next_counted(x_t: Array, mask_t: Array | None) -> Array:
     """Returns what each step is followed by, padding passed over; 0 at the end."""
     inputs, decays = passing_over(mask_t, x_t, jnp.zeros_like(x_t))

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from rlprims._checks import Arg, checked
-from rlprims.recurrences import last_steps
+from rlprims.recurrences import last_steps, numbered
 from rlprims.returns import n_step_bootstrapped_returns
 
 __all__ = [
@@ -248,18 +248,15 @@ def hindsight_goal_indices(
         Andrychowicz et al., `Hindsight Experience Replay
         <https://arxiv.org/abs/1707.01495>`_, 2017.
     """
-    counts = jnp.ones(discount_t.shape, bool) if mask_t is None else mask_t
+    counts, number, order = numbered(mask_t, len(discount_t))
     ends = last_steps(discount_t, truncation_t, mask_t)
-    # Steps are numbered among those that count.
-    number = jnp.cumsum(counts) - 1
     last, is_last = number[ends], ends == jnp.arange(len(ends))
     first = jnp.append(0, jax.lax.cummax(jnp.where(is_last, number + 1, 0)))[:-1]
     low = {"future": number, "final": last, "episode": first}[strategy]
     draw_key, keep_key = jax.random.split(key)
     drawn = jax.random.randint(draw_key, number.shape, low, last + 1)
     relabelled = jax.random.bernoulli(keep_key, relabel_probability, number.shape)
-    index = jnp.argsort(~counts, stable=True)[drawn]
-    return jnp.where(counts & relabelled, index, -1)
+    return jnp.where(counts & relabelled, order[drawn], -1)
 
 
 def _ends(discount_t: Array, truncation_t: Array | None, mask_t: Array | None) -> Array:
