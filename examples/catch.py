@@ -17,9 +17,10 @@ from typing import Any
 import dm_env
 import numpy as np
 from dm_env import specs
+from episodic import Episodic
 
 
-class Catch(dm_env.Environment):
+class Catch(Episodic):
     """The game of Catch, as a `dm_env.Environment`.
 
     The observation is the board, `f32[rows, columns]`: 1 where the ball is and where
@@ -36,32 +37,24 @@ class Catch(dm_env.Environment):
             raise ValueError(
                 f"Catch: the board must be 2 x 1 or larger, got {rows} x {columns}."
             )
+        super().__init__(seed)
         self._rows, self._columns = rows, columns
-        self._rng = np.random.default_rng(seed)
         self._ball_row = self._ball_column = self._paddle = 0
-        self._over = True
 
-    def reset(self) -> dm_env.TimeStep:
-        """Starts an episode with a new ball."""
-        self._ball_row, self._ball_column = 0, int(self._rng.integers(self._columns))
+    def start(self, seed: int) -> np.ndarray:
+        """Throws a new ball."""
+        rng = np.random.default_rng(seed)
+        self._ball_row, self._ball_column = 0, int(rng.integers(self._columns))
         self._paddle = self._columns // 2
-        self._over = False
-        return dm_env.restart(self._board())
+        return self._board()
 
-    def step(self, action: int) -> dm_env.TimeStep:
-        """Moves the paddle: 0 is left, 1 is stay, 2 is right.
-
-        After the end of an episode, and on a new environment, the action is ignored
-        and an episode starts.
-        """
-        if self._over:
-            return self.reset()
+    def act(self, action: int) -> dm_env.TimeStep:
+        """Moves the paddle: 0 is left, 1 is stay, 2 is right."""
         if action not in {0, 1, 2}:
             raise ValueError(f"Catch: action must be 0, 1 or 2, got {action}.")
         self._paddle = min(max(self._paddle + int(action) - 1, 0), self._columns - 1)
         self._ball_row += 1
-        self._over = self._ball_row == self._rows - 1
-        if self._over:
+        if self._ball_row == self._rows - 1:
             caught = self._paddle == self._ball_column
             return dm_env.termination(1.0 if caught else -1.0, self._board())
         return dm_env.transition(0.0, self._board())
