@@ -34,6 +34,13 @@ def ordinary_promotion():
         yield
 
 
+@pytest.fixture(scope="module")
+def promotion_for_optax():
+    """Adam raises floats to the power of counts."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture
 def rlax(ordinary_promotion):
     """The peer, an extra."""

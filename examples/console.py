@@ -1,4 +1,4 @@
-"""What the scripts do at the terminal: read flags, show progress, draw the result."""
+"""The command line of every script: its flags, its mistakes, and Ctrl-C."""
 
 import contextlib
 import io
@@ -6,90 +6,107 @@ import re
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
-import dm_env
-import jax
+import loop
 import tyro
-from catch import Catch
-from gym_adapter import GymAdapter
-from loop import Agent, Point, learning_curve
-from matplotlib.figure import Figure
+from experiment import AgentExperiment, Experiment
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 
 @dataclass(frozen=True)
-class Config:
+class RunConfig:
     """The flags that every script has."""
 
-    env: str = "Catch"  # Catch, or a Gymnasium id such as CartPole-v1
     seed: int = 0  # one seed, one learning curve
-    episodes: int = 1000  # to learn from
-    evaluate_every: int = 50  # episodes from one point of the curve to the next
-    evaluation_episodes: int = 100  # played for each point, greedily
-    out: Path | None = None  # the picture: runs/SCRIPT-ENV-seed-SEED.png by default
+    steps: int = 10_000  # to learn from, of all environments together
+    evaluate_every: int = 500  # steps from one point of the curve to the next
+    evaluation_episodes: int = 100  # played for each point, without exploring
+    out: Path | None = None  # folder of the run: runs/SCRIPT-ENV-seed-SEED by default
+    checkpoint_dir: Path | None = None  # folder of checkpoints: resumes from the last
+    checkpoint_every: int = 1000  # steps from one checkpoint to the next
+
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {}  # of flags, where unusual
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name == "seed" else 1
-            if isinstance(value, int) and not least <= value < 2**31:
-                raise ValueError(f"{name} must lie in [{least}, 2^31), got {value}")
-            if isinstance(value, float) and not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}")
-        if self.out and self.out.suffix != ".png":
-            raise ValueError(f"out must end in .png, got {self.out}")
+            if isinstance(value, bool):
+                continue
+            if isinstance(value, int):
+                least, most = self.ranges.get(name, (0 if name == "seed" else 1, 2**31))
+                if not least <= value < most:
+                    most = "2^31" if most == 2**31 else most
+                    raise ValueError(
+                        f"{name} must lie in [{least}, {most}), got {value}"
+                    )
+            if isinstance(value, float):
+                least, most = self.ranges.get(name, (0, 1))
+                if not least <= value <= most:
+                    raise ValueError(
+                        f"{name} must lie in [{least}, {most}], got {value}"
+                    )
+
+    @property
+    def task(self) -> str:
+        """What is learned, for titles and the names of folders."""
+        raise NotImplementedError
 
 
-Flags = TypeVar("Flags", bound=Config)
-Rules = Callable[[Flags, Any, Any], Any]  # from flags and two specs; see `loop.Agent`
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """The flags that every agent has."""
+
+    env: str = "Catch"  # Catch, a Gymnasium id such as CartPole-v1, or see README.md
+    environments: int = 1  # that take their steps together
+    render: Literal["no", "terminal", "gif"] = "no"  # an episode, in the end
+
+    @property
+    def task(self) -> str:
+        """The environment."""
+        return self.env
+
+
+Flags = TypeVar("Flags", bound=RunConfig)
+Read = TypeVar("Read")
+Rules = Callable[[Flags, Any, Any], loop.Rules]  # from flags and two specs
 
 
 def main(flags: type[Flags], rules: Rules[Flags]) -> int:
-    """Trains an agent as the command line says.
+    """Trains an agent as the command line says. Returns the exit status of `run`."""
+    return run(
+        flags,
+        lambda config, folder, script: AgentExperiment(config, folder, script, rules),
+    )
+
+
+def run(flags: type[Flags], prepare: Callable[[Flags, Path, str], Experiment]) -> int:
+    """Reads flags, prepares an experiment with them, and runs it.
+
+    Args:
+        flags: the flags of the script.
+        prepare: from flags, the folder of the run and the name of the script.
 
     Returns:
-        The exit status: 0, or 130 after Ctrl-C, which keeps the curve so far.
+        The exit status: 0, or 130 after Ctrl-C, which keeps the run so far.
     """
     config = command_line(flags)
     script = Path(sys.argv[0]).stem
-    name = f"{script}-{config.env.replace('/', '-')}-seed-{config.seed}.png"
-    out = config.out or Path("runs", name)
+    name = f"{script}-{config.task.replace('/', '-')}-seed-{config.seed}"
     try:
-        env, test_env = (make_env(config.env, config.seed + i) for i in (0, 10_000))
+        experiment = prepare(config, config.out or Path("runs", name), script)
     except ValueError as error:
         fail(str(error))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"cannot write {out}: {error.strerror}")
-    title = f"{script} on {config.env}, seed {config.seed}"
-    terminal = Console()
-    terminal.print(f"{title}, backend {jax.default_backend()}")
-    start = time.perf_counter()
+        fail(f"cannot write {error.filename}: {error.strerror}")
     with ctrl_c() as pressed:
-        points = learning_curve(
-            Agent(rules(config, env.observation_spec(), env.action_spec())),
-            env,
-            test_env,
-            config.episodes,
-            config.evaluate_every,
-            config.evaluation_episodes,
-            stop=pressed.is_set,
-        )
-        curve = list(show_progress(points, config.episodes, terminal))
-        seconds = time.perf_counter() - start
-        draw(curve, title, out)
-        terminal.print(summary(curve, seconds, out))
+        experiment.run(Console(), pressed.is_set)
     return 130 if pressed.is_set() else 0
 
 
-def command_line(flags: type[Flags]) -> Flags:
+def command_line(flags: type[Read]) -> Read:
     """Reads a dataclass from the command line, a flag for each field."""
     printed = io.StringIO()
     try:
@@ -110,11 +127,6 @@ def fail(problem: str) -> NoReturn:
     sys.exit(2)
 
 
-def make_env(name: str, seed: int) -> dm_env.Environment:
-    """Makes Catch, or a Gymnasium environment by its id."""
-    return Catch(seed=seed) if name == "Catch" else GymAdapter.make(name, seed)
-
-
 @contextlib.contextmanager
 def ctrl_c() -> Iterator[threading.Event]:
     """Notes Ctrl-C, which JAX does not take well. The second one does interrupt."""
@@ -129,50 +141,3 @@ def ctrl_c() -> Iterator[threading.Event]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, usual)
-
-
-def show_progress(
-    points: Iterable[Point], episodes: int, terminal: Console
-) -> Iterator[Point]:
-    """Passes the points of a learning curve on, printing each under a progress bar."""
-    with Progress(console=terminal) as progress:
-        bar = progress.add_task("episodes", total=episodes)
-        for point in points:
-            yield point
-            progress.update(bar, completed=point.episodes)
-            progress.print(
-                f"{point.episodes:6} episodes {point.steps:8} steps   mean return "
-                f"{point.training_return:7.2f} exploring "
-                f"{point.evaluation_return:7.2f} greedy"
-            )
-
-
-def draw(curve: Sequence[Point], title: str, out: Path) -> None:
-    """Draws a learning curve."""
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="episodes", ylabel="mean return")
-    episodes = [point.episodes for point in curve]
-    exploring = [point.training_return for point in curve]
-    greedy = [point.evaluation_return for point in curve]
-    axes.plot(episodes, exploring, ".-", color="tab:gray", label="exploring")
-    axes.plot(episodes, greedy, ".-", color="tab:blue", label="greedy")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(out)
-
-
-def summary(curve: Sequence[Point], seconds: float, out: Path) -> Table:
-    """Makes the table that ends a run."""
-    last = curve[-1]
-    table = Table(show_header=False)
-    for name, value in {
-        "mean greedy return": f"{last.evaluation_return:.2f}",
-        "episodes": last.episodes,
-        "steps": last.steps,
-        "seconds": f"{seconds:.1f}",
-        "steps per second": f"{last.steps / seconds:.0f}",
-        "backend": jax.default_backend(),
-        "learning curve": out,
-    }.items():
-        table.add_row(name, str(value))
-    return table

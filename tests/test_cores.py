@@ -1,18 +1,13 @@
 import itertools
 import math
-import sys
-from pathlib import Path
 
+import cores
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import cores
 from cores import Interface, Memory
 
 N, W, R = 5, 3, 2
