@@ -644,7 +644,9 @@ def test_result_keeps_its_contract(case, rng):
 
 
 @over(180, gives_floats, keeps_no_statistics)
-@pytest.mark.parametrize("x64", [False, True], ids=["", "x64"])
+@pytest.mark.parametrize(
+    "x64", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "x64"]
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_keeps_the_dtype_of_its_inputs(case, rng, dtype, x64):
     """Python numbers adapt to the arrays: they never widen the result."""
