@@ -233,15 +233,14 @@ class Rainbow:
             self.config.discount * timestep.discount_t,
             timestep.observation,
         )
-        truncated = timestep.truncated
         window, folded, valid = self.n_step.add(
-            window, transition, truncated, ~timestep.first
+            window, transition, timestep.truncated, ~timestep.first
         )
         replay = self.replay.add(replay, folded, valid)
         drawn = self.replay.sample(
             jax.random.fold_in(self.key_replay, steps),
             replay,
-            self.importance_exponent(steps),
+            self.importance_exponent(steps * self.config.environments),
         )
         learner, errors, metrics = jax.lax.cond(
             steps >= self.config.n_steps, self.learn, self.wait, learner, drawn, steps
