@@ -15,7 +15,6 @@ import numpy as np
 import probes
 import pytest
 from loop import Timestep
-from recall import Recall
 from recurrent import Recurrent
 
 PROBES = {
@@ -240,17 +239,3 @@ def assert_equal(actual, expected, rtol=1e-4, atol=1e-5):
         actual,
         expected,
     )
-
-
-# --- Learning -------------------------------------------------------------------------
-
-
-def return_on_recall(rules_of, config):
-    """Trains an agent on Recall, and returns what it earns in the end."""
-    env = Recall()
-    agent = loop.Agent(rules_of(config, env.observation_spec(), env.action_spec()))
-    seeds = np.random.SeedSequence([config.seed, 0]).generate_state(116)
-    envs = loop.Environments([Recall(seed=int(s)) for s in seeds[100:]])
-    loop.Engine(loop.Interaction(envs, agent)).run(config.steps)
-    tests = loop.Environments([Recall(seed=int(s)) for s in seeds[:100]])
-    return loop.evaluate(tests, agent)

@@ -707,6 +707,7 @@ def keys_of(case):
     return [k for k, c in case.inputs.items() if c.kind == "k"]
 
 
+@pytest.mark.slow
 @over(12, keys_of, is_full)
 def test_keys_of_the_old_style_draw_the_same(case, rng):
     arguments = case.arguments(rng)

@@ -177,6 +177,7 @@ def test_exploration_decays(epsilon_steps, steps, epsilon):
     np.testing.assert_allclose(shares, expected, atol=0.04)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_learning_curve():
     def losses(agent, rules):
         agent.state = rules.init()
@@ -192,13 +193,14 @@ def test_one_seed_gives_one_learning_curve():
 def solves_a_small_game_of_catch(network=None):
     envs = loop.Environments([Catch(5, 3, seed=seed) for seed in range(4)])
     agent, rules = make_agent(
-        envs, network, learning_rate=2e-3, target_period=50, epsilon_steps=200
+        envs, network, learning_rate=2e-3, target_period=50, epsilon_steps=800
     )
     train(agent, rules, envs, 3000)
     tests = loop.Environments([Catch(5, 3, seed=seed + 100) for seed in range(20)])
     return loop.evaluate(tests, agent) == 1.0
 
 
+@pytest.mark.slow
 def test_a_small_game_of_catch_is_soon_solved():
     assert solves_a_small_game_of_catch()
 

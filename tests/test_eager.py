@@ -51,6 +51,7 @@ def test_compilation_is_seen():
     assert compiled_again(jnp.cumsum, np.ones(31), np.ones(37))
 
 
+@pytest.mark.slow
 @of_each(CASES)
 def test_a_call_compiles_once(case, arguments):
     assert not compiled_again(lambda xs: case.call(**xs), *arguments(case))

@@ -119,7 +119,8 @@ def test_seeds_of_environments_differ_from_one_another_and_between_runs(tmp_path
 # --- To go on -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("environments", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("environments", [1, 3])
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path, environments):
     flags = {"environments": environments}
     whole = prepare(tmp_path / "whole", **flags)
@@ -208,6 +209,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         prepare(tmp_path / "run", checkpoint_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_flag_that_fits_may_change_and_that_is_said(tmp_path):
     kept = {"checkpoint_dir": tmp_path / "kept"}
     run(prepare(tmp_path / "run", steps=30, **kept))

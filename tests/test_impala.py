@@ -275,16 +275,3 @@ def test_passes_are_updates_from_the_same_rollout(rng):
     after, _ = learn(after, start, rollout, timestep)
     both, _ = jax.jit(twice.learn)(learner, start, rollout, timestep)
     assert_equal(both, after)
-
-
-# --- Learning -------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("core", "seed"), [("gru", 0), ("lstm", 0), ("lstm", 1), ("lstm", 2), ("dnc", 0)]
-)
-def test_it_learns_to_recall(core, seed):
-    jax.config.update("jax_disable_most_optimizations", False)
-    config = Config(core=core, seed=seed)
-    assert cases.return_on_recall(impala.IMPALA, config) >= 0.95

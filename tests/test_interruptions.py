@@ -351,6 +351,7 @@ class TestEveryEstimator:
         with_mask, _ = run(steps, ones, cuts | {"mask_t": mask_t})
         np.testing.assert_allclose(without, with_mask, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.slow
     def test_of_padding_alone_is_zero(self, name):
         episodes = Episodes([4], [False], [False] * 4, seed=0)
         steps, _, mask_t = episodes.packed()
@@ -383,6 +384,7 @@ class TestEveryEstimator:
             atol=1e-6,
         )
 
+    @pytest.mark.slow
     def test_a_step_before_the_last_of_all_may_be_cut_too(self, name):
         """The next value then belongs to another episode, whatever it is."""
         steps = random_steps(np.random.default_rng(0), 2)

@@ -277,8 +277,8 @@ def test_the_step_size_falls_to_zero_over_the_updates_of_the_run():
         update, opt_state = optimize(np.float32(1), opt_state)
         sizes.append(-float(update))
     assert sizes[0] == pytest.approx(0.1)
-    assert sizes[11] > 0.0
-    assert sizes[12] == 0.0
+    assert sizes[11] > 1e-4
+    assert sizes[12] == pytest.approx(0.0, abs=1e-8)
 
 
 def test_minibatches_of_different_sizes_are_refused():

@@ -1,4 +1,3 @@
-import console
 import jax
 import jax.numpy as jnp
 import loop
@@ -229,18 +228,3 @@ def test_it_explores_less_and_less():
     actions = explore(q_values, jnp.array([0, 50, 100, 1000]))
     expected = 1 - np.array([1.0, 0.6, 0.2, 0.2]) * 2 / 3
     np.testing.assert_allclose(np.mean(actions == 1, axis=1), expected, atol=0.03)
-
-
-# --- Learning -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_catch_is_solved_with_the_flags_it_comes_with(seed):
-    config = q_lambda.Config(seed=seed)
-    envs, test_envs = (console.make_envs(config, n, n) for n in (1, 100))
-    env = console.make_env("Catch", 0)
-    rules = q_lambda.QLambda(config, env.observation_spec(), env.action_spec())
-    agent = loop.Agent(rules)
-    loop.Engine(loop.Interaction(envs, agent)).run(config.steps)
-    assert loop.evaluate(test_envs, agent) == 1.0

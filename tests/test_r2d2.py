@@ -375,16 +375,3 @@ def test_exploiting_takes_the_best_actions_and_remembers(rng):
     )
     np.testing.assert_array_equal(actions, np.argmax(q, axis=-1))
     assert_equal(carry, end)
-
-
-# --- Learning -------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("core", "seed"), [("gru", 0), ("lstm", 0), ("lstm", 1), ("lstm", 2), ("dnc", 0)]
-)
-def test_it_learns_to_recall(core, seed):
-    jax.config.update("jax_disable_most_optimizations", False)
-    config = Config(core=core, seed=seed)
-    assert cases.return_on_recall(r2d2.R2D2, config) >= 0.95

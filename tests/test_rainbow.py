@@ -1,6 +1,5 @@
 import itertools
 
-import console
 import jax
 import jax.numpy as jnp
 import loop
@@ -452,18 +451,3 @@ def test_the_bias_of_priorities_is_undone_more_and_more():
 def test_returns_without_a_range_are_refused():
     with pytest.raises(ValueError, match=r"greatest must be above least = 2.0, got 1"):
         rainbow.Config(least=2.0)
-
-
-# --- Learning -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_catch_is_solved_with_the_flags_it_comes_with(seed):
-    config = rainbow.Config(seed=seed)
-    envs, test_envs = (console.make_envs(config, n, n) for n in (1, 100))
-    env = console.make_env("Catch", 0)
-    rules = rainbow.Rainbow(config, env.observation_spec(), env.action_spec())
-    agent = loop.Agent(rules)
-    loop.Engine(loop.Interaction(envs, agent)).run(config.steps)
-    assert loop.evaluate(test_envs, agent) == 1.0

@@ -1,6 +1,6 @@
 import pytest
 import reproduce
-from reproduce import Promise, Result
+from reproduce import EXAMPLES, Promise, Result
 
 SCRIPTS = [
     "anakin",
@@ -20,7 +20,7 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_agent_promises_what_a_command_reaches(script):
-    promises = list(reproduce.promises(reproduce.EXAMPLES / f"{script}.py"))
+    promises = list(reproduce.promises(EXAMPLES / f"{script}.py"))
     assert promises
     for promise in promises:
         assert promise.script == script
@@ -29,10 +29,18 @@ def test_every_agent_promises_what_a_command_reaches(script):
         assert bool(promise.paper) == (script != "anakin")  # whose agents name theirs
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "promise",
+    [p for script in SCRIPTS for p in reproduce.promises(EXAMPLES / f"{script}.py")],
+    ids=lambda promise: promise.name,
+)
+def test_every_promise_is_kept(promise, tmp_path):
+    assert promise.is_kept_by(reproduce.run(promise, 0, tmp_path).value)
+
+
 def test_no_two_curves_have_the_same_name():
-    found = [
-        p.name for s in reproduce.EXAMPLES.glob("*.py") for p in reproduce.promises(s)
-    ]
+    found = [p.name for s in EXAMPLES.glob("*.py") for p in reproduce.promises(s)]
     assert len(set(found)) == len(found) >= len(SCRIPTS)
 
 
@@ -101,7 +109,7 @@ def test_a_row_has_every_seed_and_the_slowest_time(promises):
 
 
 def test_the_table_replaces_what_is_between_the_marks():
-    page = (reproduce.EXAMPLES / "README.md").read_text("utf-8")
+    page = (EXAMPLES / "README.md").read_text("utf-8")
     written = reproduce.between_marks(page, "| a table |")
     before, _, after = page.partition("<!-- reproduce.py writes from here -->")
     assert written.startswith(before)

@@ -7,7 +7,6 @@ import pytest
 import sac
 from actions import Bounds
 from dm_env import specs
-from gym_adapter import GymAdapter
 from loop import Timestep, Transition
 
 import rlprims
@@ -388,19 +387,3 @@ def test_one_bound_for_all_components_and_actions_that_are_numbers_are_fine():
 def test_actions_without_bounds_of_their_own_are_refused(spec):
     with pytest.raises(ValueError, match=r"actions .* got \w*Array"):
         sac.SAC(sac.Config(), specs.Array((2,), np.float32), spec)
-
-
-# --- Pendulum -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_it_swings_the_pendulum_up():
-    make = lambda count, seed: loop.Environments(
-        [GymAdapter.make("Pendulum-v1", seed + i) for i in range(count)]
-    )
-    envs, test_envs = make(1, 0), make(100, 1000)
-    env = GymAdapter.make("Pendulum-v1")
-    config = sac.Config()
-    agent = loop.Agent(sac.SAC(config, env.observation_spec(), env.action_spec()))
-    loop.Engine(loop.Interaction(envs, agent)).run(config.steps)
-    assert loop.evaluate(test_envs, agent) > -170

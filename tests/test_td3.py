@@ -6,7 +6,6 @@ import probes
 import pytest
 import td3
 from dm_env import specs
-from gym_adapter import GymAdapter
 from loop import Timestep, Transition
 
 import rlprims
@@ -345,19 +344,3 @@ def test_discrete_actions_are_refused():
         ValueError, match=r"actions must be floats .* got DiscreteArray"
     ):
         td3.TD3(td3.Config(), specs.Array((2,), np.float32), specs.DiscreteArray(2))
-
-
-# --- Pendulum -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_it_swings_the_pendulum_up():
-    make = lambda count, seed: loop.Environments(
-        [GymAdapter.make("Pendulum-v1", seed + i) for i in range(count)]
-    )
-    envs, test_envs = make(1, 0), make(100, 1000)
-    env = GymAdapter.make("Pendulum-v1")
-    config = td3.Config()
-    agent = loop.Agent(td3.TD3(config, env.observation_spec(), env.action_spec()))
-    loop.Engine(loop.Interaction(envs, agent)).run(config.steps)
-    assert loop.evaluate(test_envs, agent) > -170

@@ -7,7 +7,6 @@ import numpy as np
 import probes
 import pytest
 import vmpo
-from gym_adapter import GymAdapter
 
 SIGNS = (-1.0, 1.0)
 FLAGS = {
@@ -275,21 +274,3 @@ def test_it_does_not_matter_where_a_masked_step_is_nor_what_it_holds(
         strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
-
-
-# --- Learning -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_cartpole_is_solved_with_the_flags_it_comes_with(seed):
-    config = vmpo.Config(seed=seed)
-    make = lambda count, stream: loop.Environments(
-        [GymAdapter.make(config.env, 1000 * stream + i) for i in range(count)]
-    )
-    env = GymAdapter.make(config.env)
-    rules = vmpo.VMPO(config, env.observation_spec(), env.action_spec())
-    agent = loop.Agent(rules)
-    interaction = loop.Interaction(make(config.environments, 1), agent)
-    loop.Engine(interaction).run(config.steps)
-    assert loop.evaluate(make(20, 2), agent) >= 475
