@@ -1,6 +1,8 @@
 """Settings for every test, and for the examples in docstrings."""
 
 import gc
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
 # Many compiled programs stay alive, which it takes long to look through.
 gc.set_threshold(100_000, 50, 100)
+
+
+ROOT = Path(__file__).parent
+EXAMPLES = "|".join(path.stem for path in (ROOT / "examples").glob("*.py"))
+IMPORTS_EXAMPLES = re.compile(rf"^(import|from) ({EXAMPLES})\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path):
+    """Examples are programs for 32 bits: their tests are left out with 64."""
+    if not (jax.config.jax_enable_x64 and collection_path.suffix == ".py"):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return True if IMPORTS_EXAMPLES.search(text) else None
 
 
 @pytest.fixture(autouse=True, scope="module")

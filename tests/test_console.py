@@ -96,6 +96,14 @@ def test_each_mistake_is_named(monkeypatch, capsys, tmp_path, flags, words):
     assert words in error
 
 
+def test_64_bits_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dqn.py"])
+    with jax.enable_x64(True), pytest.raises(SystemExit) as end:
+        console.main(dqn.Config, dqn.DQN)
+    assert end.value.code == 2
+    assert "unset JAX_ENABLE_X64" in capsys.readouterr().err
+
+
 def test_help_names_every_flag(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["dqn.py", "--help"])
     with pytest.raises(SystemExit) as end:
