@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
-import jax
+import jax.numpy as jnp
 import loop
 import tyro
 from experiment import AgentExperiment, Experiment
@@ -94,7 +94,7 @@ def run(flags: type[Flags], prepare: Callable[[Flags, Path, str], Experiment]) -
         The exit status: 0, or 130 after Ctrl-C, which keeps the run so far.
     """
     config = command_line(flags)
-    if jax.config.jax_enable_x64:
+    if jnp.result_type(float) == jnp.float64:
         fail("the examples are programs for 32 bits: unset JAX_ENABLE_X64")
     script = Path(sys.argv[0]).stem
     name = f"{script}-{config.task.replace('/', '-')}-seed-{config.seed}"
