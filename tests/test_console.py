@@ -33,6 +33,7 @@ def is_picture(path):
     return path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_prints_the_backend_and_a_table_and_draws_its_curve(tmp_path):
     result = run(*SMALL, "--steps=40", "--seed=3", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")

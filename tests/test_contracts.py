@@ -922,6 +922,7 @@ def bounds(case):
     return {k: c.interval for k, c in case.inputs.items() if c.interval}
 
 
+@pytest.mark.slow
 @over(85, bounds, is_full)
 def test_a_number_out_of_bounds_is_refused_and_an_array_of_it_becomes_nan(case, rng):
     arguments = case.arguments(rng)
