@@ -64,6 +64,7 @@ def result(folder):
     return log, plain, jax.tree.map(np.asarray, saved.state)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # on restoring arrays without their structure
 @pytest.mark.parametrize(

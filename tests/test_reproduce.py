@@ -29,6 +29,7 @@ def test_every_agent_promises_what_a_command_reaches(script):
         assert bool(promise.paper) == (script != "anakin")  # whose agents name theirs
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "promise",
