@@ -19,7 +19,6 @@ goes on beyond it.
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,6 +31,7 @@ from actions import Bounds
 from dm_env import specs
 from jax import Array
 from loop import Metrics, Timestep, Transition
+from networks import Critic, PolicyAndCritic
 from sources import Replay, Stored
 
 import rlprims
@@ -72,29 +72,6 @@ class Policy(nn.Module):
         return mu, jnp.exp(jnp.clip(log_sigma, -5.0, 2.0))
 
 
-class Critic(nn.Module):
-    """Maps an observation and an action to their value, `f[]`."""
-
-    hidden: int
-
-    @nn.compact
-    def __call__(self, observation: Array, action: Array) -> Array:
-        """Returns the value."""
-        x = jnp.concatenate([observation.astype(jnp.float32).reshape(-1), action])
-        x = nn.relu(nn.Dense(self.hidden)(x))
-        x = nn.relu(nn.Dense(self.hidden)(x))
-        return nn.Dense(1)(x)[0]
-
-
-class Network(NamedTuple):
-    """Any pure functions, of any library: of Flax by default."""
-
-    init_policy: Callable[[Array, Array], Any]  # from a key and an observation
-    policy: Callable[[Any, Array], Any]  # from parameters and an observation
-    init_critic: Callable[[Array, Array, Array], Any]  # and from an action, `f[A]`
-    critic: Callable[[Any, Array, Array], Any]
-
-
 class Params(NamedTuple):
     """What the losses are differentiated by."""
 
@@ -129,12 +106,12 @@ class SAC:
         config: Config,
         observations: specs.Array,
         actions: specs.Array,
-        network: Network | None = None,
+        network: PolicyAndCritic | None = None,
     ) -> None:
         self.config, self.shape = config, observations.shape
         self.bounds = Bounds(actions)
         policy, critic = Policy(self.bounds.size, config.hidden), Critic(config.hidden)
-        default = Network(policy.init, policy.apply, critic.init, critic.apply)
+        default = PolicyAndCritic(policy.init, policy.apply, critic.init, critic.apply)
         self.network = network or default
         self.replay = Replay(config.capacity, config.batch_size)
         # Actions lie in [-1, 1] here, and so it is minus the number of components.

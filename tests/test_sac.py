@@ -250,7 +250,7 @@ def test_the_policy_should_have_an_entropy_of_minus_one_nat_a_component():
 
 
 def test_any_pure_functions_serve_as_networks():
-    linear = sac.Network(
+    linear = sac.PolicyAndCritic(
         init_policy=lambda key, obs: jnp.ones(2),
         policy=lambda w, obs: (w[:1] * obs, jnp.exp(w[1:])),
         init_critic=lambda key, obs, action: jnp.float32(3.0),

@@ -192,7 +192,7 @@ def test_the_gradient_of_each_loss_is_the_slope_of_its_equation(read, part):
 
 
 def test_any_pure_functions_serve_as_networks():
-    linear = td3.Network(
+    linear = td3.PolicyAndCritic(
         init_policy=lambda key, obs: jnp.float32(1.0),
         policy=lambda w, obs: w * obs,
         init_critic=lambda key, obs, action: jnp.float32(3.0),
